@@ -1,0 +1,1 @@
+//! APNs client: connection pools over h2, provider tokens, verdicts.

@@ -1,0 +1,1 @@
+//! Token-invalidation feedback: rejected tokens end their registrations.

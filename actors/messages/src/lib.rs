@@ -1,0 +1,39 @@
+//! Typed messages the actors exchange, and the words they are made of.
+//!
+//! The rules a message obeys:
+//!
+//! - It is `Send + 'static` plain data and derives no serde: storage and wire formats stay inside the
+//!   crate that owns them.
+//! - Its `Debug` shows no personal data and no secret ([`redact`]).
+//! - Whoever may have to be answered travels in the message ([`Origin`], a `Recipient` field).
+//! - Requests are verbs ([`Register`]), facts are nouns or participles ([`RejectedTokens`]), and what
+//!   moves many items at once ends in `Batch`.
+//!
+//! `docs/architecture.md` has the catalogue: who sends what to whom and what happens when the receiver
+//! is gone. Actors hold `Recipient<M>`, never the address of another actor's type.
+
+pub mod clock;
+mod feedback;
+mod ids;
+mod lifecycle;
+mod provider_token;
+mod push;
+pub mod redact;
+mod registration;
+
+pub use clock::{Clock, UnixMillis, UnixSeconds};
+pub use feedback::{RejectedToken, RejectedTokens};
+pub use ids::{
+    AppId, BareJid, DeviceToken, Domain, ErrorReason, IdError, NodeId, RegistrationKey, Secret,
+    SigningKeyId,
+};
+pub use lifecycle::{Drain, Drained, Health, Probe};
+pub use provider_token::{Bearer, ProviderTokenRefused, SubscribeProviderToken, UseProviderToken};
+pub use push::{
+    Deliver, DeliverBatch, NotificationHint, Origin, OutcomeBatch, Publish, PublishBatch,
+    PushOutcome, Rejection, Ticket,
+};
+pub use registration::{
+    Register, Registered, RegistryError, RemoveTokens, Removed, SweepCursor, SweepExpired,
+    SweptPage, Touch, TouchBatch, Unregister,
+};

@@ -1,0 +1,32 @@
+//! How actors are watched and stopped.
+
+use std::time::Instant;
+
+use actix::Message;
+
+/// Finish what is in hand and take nothing new. Answered when done, or at the deadline.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Drained")]
+pub struct Drain {
+    /// When to give up.
+    pub deadline: Instant,
+}
+
+/// What a drain left undone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, actix::MessageResponse)]
+pub struct Drained {
+    /// Pieces of work (iqs, pushes, replies) given up.
+    pub abandoned: u64,
+}
+
+/// Are you there? An actor that does not answer in time is taken for dead.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Health")]
+pub struct Probe;
+
+/// Counters since the actor started, as `<subject>_<name>_<unit>[_total]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, actix::MessageResponse)]
+pub struct Health {
+    /// Name and value; the same names each time.
+    pub counters: Vec<(&'static str, u64)>,
+}

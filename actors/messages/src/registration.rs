@@ -1,0 +1,129 @@
+//! The life of a registration.
+
+use actix::Message;
+use thiserror::Error;
+
+use crate::{
+    AppId, BareJid, DeviceToken, Domain, ErrorReason, NodeId, RegistrationKey, RejectedToken,
+    Secret, UnixSeconds,
+};
+
+/// Registers a device, or renews its registration. Answered once it is durable on disk.
+///
+/// The same account and node again keeps the secret and takes the new token. The same node from
+/// another account is a registration of its own.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Registered, RegistryError>")]
+pub struct Register {
+    /// The authenticated bare JID: owner of the registration. Only its domain may publish.
+    pub account: BareJid,
+    /// The served domain the request was addressed to.
+    pub service: Domain,
+    /// The app to notify.
+    pub app: AppId,
+    /// The node: in the v1 dialect the client's device UUID.
+    pub node: NodeId,
+    /// The device to wake.
+    pub device_token: DeviceToken,
+}
+
+/// A durable registration.
+#[derive(Debug)]
+pub struct Registered {
+    /// The node to enable push with.
+    pub node: NodeId,
+    /// The secret to enable push with.
+    pub secret: Secret,
+}
+
+/// Ends the account's own registration of a node. Answered once that is durable on disk; a node the
+/// account has not registered counts 0 removed, whoever else has.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Removed, RegistryError>")]
+pub struct Unregister {
+    /// The authenticated bare JID.
+    pub account: BareJid,
+    /// The served domain the request was addressed to.
+    pub service: Domain,
+    /// The node registered.
+    pub node: NodeId,
+}
+
+/// Ends all registrations of device tokens that APNs called dead, unless renewed since.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Removed, RegistryError>")]
+pub struct RemoveTokens {
+    /// The dead tokens.
+    pub items: Vec<RejectedToken>,
+}
+
+/// How many registrations ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Registrations that are gone.
+    pub count: u64,
+}
+
+/// Ends the registrations of one page that were neither renewed nor pushed successfully since
+/// `idle_since`.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<SweptPage, RegistryError>")]
+pub struct SweepExpired {
+    /// What was last renewed and last pushed before this goes.
+    pub idle_since: UnixSeconds,
+    /// Where the page before ended; `None` for the first page.
+    pub after: Option<SweepCursor>,
+    /// Most registrations to look at.
+    pub limit: u32,
+}
+
+/// Where the next page of a sweep begins. Opaque to the sweeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SweepCursor(pub RegistrationKey);
+
+/// What one page of a sweep did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SweptPage {
+    /// Registrations looked at.
+    pub scanned: u64,
+    /// Registrations that ended.
+    pub removed: u64,
+    /// Where to go on; `None` after the last page.
+    pub next: Option<SweepCursor>,
+}
+
+/// Verdicts of APNs to remember with their registrations. Folded in memory and written behind.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct TouchBatch {
+    /// One entry per verdict, oldest first.
+    pub items: Vec<Touch>,
+}
+
+/// When a push of a registration last succeeded or failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// The registration pushed to.
+    pub registration: RegistrationKey,
+    /// When the verdict came.
+    pub at: UnixSeconds,
+    /// `None` for a success, else APNs' reason.
+    pub error: Option<ErrorReason>,
+}
+
+/// Why the registry could not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RegistryError {
+    /// Too much is waiting; the same request may succeed later.
+    #[error("the registry is busy")]
+    Busy,
+    /// The store failed; the operator has to look.
+    #[error("the registration store failed")]
+    Store,
+    /// The account has as many registrations as it may have.
+    #[error("the account has too many registrations")]
+    TooMany,
+    /// The process is stopping.
+    #[error("the registry is stopping")]
+    Stopping,
+}

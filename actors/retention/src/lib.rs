@@ -1,0 +1,1 @@
+//! Retention sweeping: what has outlived its purpose goes.

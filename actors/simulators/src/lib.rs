@@ -1,0 +1,1 @@
+//! Simulators for trying, testing and benchmarking: a strict APNs and a small XMPP server.

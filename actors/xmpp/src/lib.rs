@@ -1,0 +1,1 @@
+//! XMPP ingress: server-to-server streams, the services of the domain, replies.
