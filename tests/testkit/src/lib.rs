@@ -19,7 +19,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const COLLECTED_MAX: usize = 1 << 20;
 
 /// Stands at the end of an edge and keeps what arrives, in order.
-pub struct Collector<M> {
+pub struct Collector<M: Message<Result = ()> + Send> {
     received: mpsc::Receiver<M>,
     recipient: Recipient<M>,
 }
