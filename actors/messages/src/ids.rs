@@ -314,7 +314,8 @@ mod tests {
         let hex = "ab".repeat(32);
         check(&hex, Ok(&hex));
         check(&hex.to_uppercase(), Ok(&hex));
-        check(&format!("<{} {}>", &hex[..32], &hex[32..]), Ok(&hex));
+        let (left, right) = hex.split_at(32);
+        check(&format!("<{left} {right}>"), Ok(&hex));
         check("", Err(IdError::Empty));
         check("<>", Err(IdError::Empty));
         check("abc", Err(IdError::Malformed));

@@ -47,7 +47,7 @@ where
 
     /// The next message; fails the test if none comes within [`PATIENCE`].
     #[track_caller]
-    pub fn next(&mut self) -> impl Future<Output = M> {
+    pub fn take(&mut self) -> impl Future<Output = M> {
         let caller = std::panic::Location::caller();
         async move {
             match tokio::time::timeout(PATIENCE, self.received.recv()).await {
