@@ -1,0 +1,272 @@
+//! The registry: takes requests on the control arbiter and has one thread commit them in groups.
+//!
+//! Nothing here waits for the disk. Requests go into a bounded queue; the thread takes what has queued,
+//! does it, syncs once and answers all, so that under load one sync serves many. It never waits to fill
+//! a group: with little to do a group is one request, and an answer takes as long as the disk does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use actix::{
+    Actor, AsyncContext, Context, Handler, MessageResult, Recipient, Response, ResponseFuture,
+    Supervised, Supervisor,
+};
+use messages::{
+    Drain, Drained, Health, Probe, Register, RegistryError, RemoveTokens, SweepExpired, TouchBatch,
+    Unregister,
+};
+use tokio::sync::oneshot;
+
+use crate::Error;
+use crate::registrations::{Registrations, Shared};
+use crate::writer::{Job, lock};
+
+/// Most requests that share one sync; it bounds how long the first of them waits.
+const GROUP_MAX: usize = 256;
+
+/// Where the registry takes messages.
+#[derive(Clone)]
+pub struct Handles {
+    /// Registers or renews.
+    pub register: Recipient<Register>,
+    /// Ends the account's own registration.
+    pub unregister: Recipient<Unregister>,
+    /// Ends the registrations of dead tokens.
+    pub remove_tokens: Recipient<RemoveTokens>,
+    /// Ends idle registrations, page by page.
+    pub sweep_expired: Recipient<SweepExpired>,
+    /// Remembers push times.
+    pub touch: Recipient<TouchBatch>,
+    /// Writes all that waits and stops taking requests.
+    pub drain: Recipient<Drain>,
+    /// Counters.
+    pub probe: Recipient<Probe>,
+}
+
+/// Starts the registry on the current arbiter, and its thread. Once per store.
+///
+/// # Errors
+/// [`Error::Thread`] when the system gives no thread.
+pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
+    let shared = Arc::clone(&registrations.0);
+    let queue_max = usize::try_from(shared.config.queue_max).unwrap_or(usize::MAX);
+    let (queue, jobs) = sync_channel(queue_max);
+    let (done, finished) = oneshot::channel();
+    let waiting = Arc::new(AtomicU64::new(0));
+    let thread = thread::Builder::new()
+        .name("registry".into())
+        .spawn({
+            let (shared, waiting) = (Arc::clone(&shared), Arc::clone(&waiting));
+            move || {
+                commit_all(&shared, &jobs, &waiting);
+                // The registry may be gone already.
+                let _ = done.send(());
+            }
+        })
+        .map_err(Error::Thread)?;
+    let registry = Registry {
+        shared,
+        queue: Some(queue),
+        waiting,
+        ending: Some((finished, thread)),
+        busy: 0,
+        late_touches: 0,
+    };
+    let address = Supervisor::start(|ctx: &mut Context<Registry>| {
+        ctx.set_mailbox_capacity(0);
+        registry
+    });
+    Ok(Handles {
+        register: address.clone().recipient(),
+        unregister: address.clone().recipient(),
+        remove_tokens: address.clone().recipient(),
+        sweep_expired: address.clone().recipient(),
+        touch: address.clone().recipient(),
+        drain: address.clone().recipient(),
+        probe: address.recipient(),
+    })
+}
+
+/// Commits until the queue is closed and empty, then writes what is left.
+fn commit_all(shared: &Shared, jobs: &Receiver<Job>, waiting: &AtomicU64) {
+    while let Ok(first) = jobs.recv() {
+        let mut group = vec![first];
+        group.extend(jobs.try_iter().take(GROUP_MAX - 1));
+        let taken = group.len() as u64;
+        lock(&shared.writer).commit(group);
+        waiting.fetch_sub(taken, Ordering::Relaxed);
+    }
+    // Counted and logged by the writer; there is nobody left to tell.
+    let _ = lock(&shared.writer).finish();
+}
+
+struct Registry {
+    shared: Arc<Shared>,
+    /// Gone when draining, which ends the thread once the queue is empty.
+    queue: Option<SyncSender<Job>>,
+    /// Jobs in the queue or in the group at work.
+    waiting: Arc<AtomicU64>,
+    /// Told and joined at the end of the thread.
+    ending: Option<(oneshot::Receiver<()>, JoinHandle<()>)>,
+    busy: u64,
+    late_touches: u64,
+}
+
+impl Registry {
+    fn submit(&self, job: Job) -> Result<(), RegistryError> {
+        let queue = self.queue.as_ref().ok_or(RegistryError::Stopping)?;
+        // Before the job can be done and counted off.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        queue.try_send(job).map_err(|refused| {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            match refused {
+                TrySendError::Full(_) => RegistryError::Busy,
+                TrySendError::Disconnected(_) => {
+                    tracing::error!("the writer of the registration store has ended");
+                    RegistryError::Store
+                }
+            }
+        })
+    }
+
+    fn request<T: 'static>(
+        &mut self,
+        job: impl FnOnce(oneshot::Sender<Result<T, RegistryError>>) -> Job,
+    ) -> Response<Result<T, RegistryError>> {
+        let (reply, answer) = oneshot::channel();
+        match self.submit(job(reply)) {
+            Ok(()) => Response::fut(async { answer.await.unwrap_or(Err(RegistryError::Store)) }),
+            Err(refused) => {
+                self.busy += u64::from(refused == RegistryError::Busy);
+                Response::reply(Err(refused))
+            }
+        }
+    }
+
+    fn write_touches(&self) {
+        if lock(&self.shared.touches).len() > 0 {
+            // Refused while the queue is full or closed: the next period or the drain writes them.
+            let _ = self.submit(Job::WriteTouches);
+        }
+    }
+}
+
+impl Actor for Registry {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(self.shared.config.write_behind(), |registry, _| {
+            registry.write_touches();
+        });
+    }
+}
+
+impl Supervised for Registry {}
+
+impl Handler<Register> for Registry {
+    type Result = Response<<Register as actix::Message>::Result>;
+
+    fn handle(&mut self, register: Register, _: &mut Self::Context) -> Self::Result {
+        self.request(|reply| Job::Register(register, reply))
+    }
+}
+
+impl Handler<Unregister> for Registry {
+    type Result = Response<<Unregister as actix::Message>::Result>;
+
+    fn handle(&mut self, unregister: Unregister, _: &mut Self::Context) -> Self::Result {
+        self.request(|reply| Job::Unregister(unregister, reply))
+    }
+}
+
+impl Handler<RemoveTokens> for Registry {
+    type Result = Response<<RemoveTokens as actix::Message>::Result>;
+
+    fn handle(&mut self, remove: RemoveTokens, _: &mut Self::Context) -> Self::Result {
+        self.request(|reply| Job::RemoveTokens(remove.items, reply))
+    }
+}
+
+impl Handler<SweepExpired> for Registry {
+    type Result = Response<<SweepExpired as actix::Message>::Result>;
+
+    fn handle(&mut self, sweep: SweepExpired, _: &mut Self::Context) -> Self::Result {
+        self.request(|reply| Job::Sweep(sweep, reply))
+    }
+}
+
+impl Handler<TouchBatch> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, batch: TouchBatch, _: &mut Self::Context) {
+        if self.queue.is_none() {
+            self.late_touches += batch.items.len() as u64;
+            return;
+        }
+        let pressing = {
+            let mut touches = lock(&self.shared.touches);
+            touches.fold(batch.items);
+            touches.is_pressing()
+        };
+        if pressing {
+            self.write_touches();
+        }
+    }
+}
+
+impl Handler<Drain> for Registry {
+    type Result = ResponseFuture<Drained>;
+
+    fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
+        self.queue = None;
+        let ending = self.ending.take();
+        let waiting = Arc::clone(&self.waiting);
+        Box::pin(async move {
+            let Some((finished, thread)) = ending else {
+                return Drained::default();
+            };
+            let in_time = tokio::time::timeout_at(drain.deadline.into(), finished).await;
+            if in_time.is_ok() {
+                // Over but for its last statement.
+                let _ = thread.join();
+            }
+            Drained {
+                abandoned: waiting.load(Ordering::Relaxed),
+            }
+        })
+    }
+}
+
+impl Handler<Probe> for Registry {
+    type Result = MessageResult<Probe>;
+
+    fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Self::Result {
+        let (touches_waiting, touches_dropped) = {
+            let touches = lock(&self.shared.touches);
+            (touches.len() as u64, touches.dropped() + self.late_touches)
+        };
+        let counters = &self.shared.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        MessageResult(Health {
+            counters: vec![
+                ("registry_requests_waiting", read(&self.waiting)),
+                ("registry_requests_answered_total", read(&counters.answered)),
+                ("registry_requests_busy_total", self.busy),
+                ("registry_store_syncs_total", read(&counters.syncs)),
+                ("registry_store_failures_total", read(&counters.failures)),
+                (
+                    "registry_registrations_removed_total",
+                    read(&counters.removed),
+                ),
+                ("registry_touches_waiting", touches_waiting),
+                (
+                    "registry_touches_written_total",
+                    read(&counters.touches_written),
+                ),
+                ("registry_touches_dropped_total", touches_dropped),
+            ],
+        })
+    }
+}

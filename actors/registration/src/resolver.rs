@@ -1,0 +1,212 @@
+//! The resolver: one per lane, finds the registration a publish means. Reads only.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::{Actor, Context, Handler, MessageResult, Recipient, Supervised, Supervisor};
+use messages::{
+    AppId, Deliver, DeliverBatch, DeviceToken, Drain, Drained, Health, Probe, Publish,
+    PublishBatch, PushOutcome, Rejection,
+};
+use subtle::ConstantTimeEq;
+
+use crate::registrations::{Registrations, Shared};
+use crate::store::Record;
+
+/// Most app names kept for reuse; more apps than that cost an allocation per push.
+const APPS_MAX: usize = 64;
+
+/// Where the resolver sends.
+pub struct Edges {
+    /// Takes the pushes whose registration was found.
+    pub deliver: Recipient<DeliverBatch>,
+}
+
+/// Where the resolver takes messages.
+#[derive(Clone)]
+pub struct Handles {
+    /// Pushes to resolve.
+    pub publish: Recipient<PublishBatch>,
+    /// Answered at once: a batch is done when its handler returns.
+    pub drain: Recipient<Drain>,
+    /// Counters.
+    pub probe: Recipient<Probe>,
+}
+
+/// Starts a resolver on the current arbiter.
+#[must_use]
+pub fn start(registrations: &Registrations, edges: Edges) -> Handles {
+    let shared = Arc::clone(&registrations.0);
+    let address = Supervisor::start(|ctx: &mut Context<Resolver>| {
+        ctx.set_mailbox_capacity(0);
+        Resolver {
+            shared,
+            edges,
+            apps: Vec::new(),
+            counters: Counters::default(),
+        }
+    });
+    Handles {
+        publish: address.clone().recipient(),
+        drain: address.clone().recipient(),
+        probe: address.recipient(),
+    }
+}
+
+struct Resolver {
+    shared: Arc<Shared>,
+    edges: Edges,
+    /// Names of apps seen, so that a push clones a name instead of making one.
+    apps: Vec<AppId>,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    found: u64,
+    unknown: u64,
+    forbidden: u64,
+    failed: u64,
+    overdue: u64,
+    undeliverable: u64,
+    lost: u64,
+}
+
+impl Resolver {
+    fn resolve(&mut self, publish: &Publish) -> Result<Deliver, Rejection> {
+        let Self { shared, apps, .. } = self;
+        // Without a secret the same work finds nothing: no registration has an empty one.
+        let secret = publish.secret.as_ref().map_or("", |secret| secret.as_str());
+        let service = publish.service.as_str();
+        let node = publish.node.as_str();
+        let key = shared.keys.registration(service, node, secret);
+        let mut verdict = Err(Rejection::UnknownNode);
+        let read = shared.store.read(key, &mut |record: &Record<'_>| {
+            let derived = shared.keys.secret(&record.salt);
+            let secret_fits = derived.as_str().as_bytes().ct_eq(secret.as_bytes());
+            let may_publish = bool::from(secret_fits)
+                & (record.service == service)
+                & (record.domain == publish.domain.as_str());
+            verdict = if !may_publish {
+                Err(Rejection::Forbidden)
+            } else if let Ok(device_token) = DeviceToken::parse(record.device_token) {
+                Ok(Deliver {
+                    ticket: publish.ticket,
+                    registration: key,
+                    app: app(apps, record.app),
+                    device_token,
+                    hint: publish.hint,
+                })
+            } else {
+                Err(Rejection::Internal)
+            };
+        });
+        if let Err(error) = read {
+            tracing::error!("{error}");
+            return Err(Rejection::Internal);
+        }
+        verdict
+    }
+
+    fn count(&mut self, rejection: Rejection) {
+        let counter = match rejection {
+            Rejection::UnknownNode => &mut self.counters.unknown,
+            Rejection::Forbidden => &mut self.counters.forbidden,
+            _ => &mut self.counters.failed,
+        };
+        *counter += 1;
+    }
+}
+
+/// The name of an app, from those seen before if possible.
+fn app(seen: &mut Vec<AppId>, name: &str) -> AppId {
+    if let Some(app) = seen.iter().find(|app| app.as_str() == name) {
+        return app.clone();
+    }
+    let app = AppId::new(name);
+    if seen.len() < APPS_MAX {
+        seen.push(app.clone());
+    }
+    app
+}
+
+impl Actor for Resolver {
+    type Context = Context<Self>;
+}
+
+impl Supervised for Resolver {}
+
+impl Handler<PublishBatch> for Resolver {
+    type Result = ();
+
+    fn handle(&mut self, batch: PublishBatch, _: &mut Self::Context) {
+        let PublishBatch {
+            origin,
+            deadline,
+            items,
+        } = batch;
+        if Instant::now() >= deadline {
+            self.counters.overdue += items.len() as u64;
+            let overdue = PushOutcome::Rejected(Rejection::TimedOut);
+            let outcomes = items.iter().map(|item| (item.ticket, overdue)).collect();
+            self.counters.lost += origin.tell(outcomes) as u64;
+            return;
+        }
+        let mut found = Vec::with_capacity(items.len());
+        let mut refused = Vec::new();
+        for publish in &items {
+            match self.resolve(publish) {
+                Ok(deliver) => found.push(deliver),
+                Err(rejection) => {
+                    self.count(rejection);
+                    refused.push((publish.ticket, PushOutcome::Rejected(rejection)));
+                }
+            }
+        }
+        if !found.is_empty() {
+            self.counters.found += found.len() as u64;
+            let batch = DeliverBatch {
+                origin: origin.clone(),
+                deadline,
+                items: found,
+            };
+            if let Err(closed) = self.edges.deliver.try_send(batch) {
+                let undelivered = closed.into_inner().items;
+                self.counters.undeliverable += undelivered.len() as u64;
+                let unavailable = PushOutcome::Rejected(Rejection::Unavailable);
+                refused.extend(undelivered.iter().map(|item| (item.ticket, unavailable)));
+            }
+        }
+        self.counters.lost += origin.tell(refused) as u64;
+    }
+}
+
+impl Handler<Drain> for Resolver {
+    type Result = Drained;
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        Drained::default()
+    }
+}
+
+impl Handler<Probe> for Resolver {
+    type Result = MessageResult<Probe>;
+
+    fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Self::Result {
+        let counters = &self.counters;
+        MessageResult(Health {
+            counters: vec![
+                ("resolver_pushes_found_total", counters.found),
+                ("resolver_pushes_unknown_total", counters.unknown),
+                ("resolver_pushes_forbidden_total", counters.forbidden),
+                ("resolver_pushes_failed_total", counters.failed),
+                ("resolver_pushes_overdue_total", counters.overdue),
+                (
+                    "resolver_pushes_undeliverable_total",
+                    counters.undeliverable,
+                ),
+                ("resolver_outcomes_lost_total", counters.lost),
+            ],
+        })
+    }
+}

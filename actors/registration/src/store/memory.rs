@@ -1,0 +1,112 @@
+//! A store without disk and without indexes: the oracle the one on disk is compared with.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard};
+
+use messages::RegistrationKey;
+
+use super::{Page, PushTimes, Record, RegistrationStore, Visit};
+use crate::Error;
+use crate::keys::AccountKey;
+
+#[derive(Default)]
+pub(crate) struct MemoryStore(Mutex<Contents>);
+
+#[derive(Default)]
+struct Contents {
+    records: BTreeMap<RegistrationKey, Vec<u8>>,
+    times: BTreeMap<RegistrationKey, PushTimes>,
+}
+
+impl MemoryStore {
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.0.lock().unwrap()
+    }
+
+    fn scan(&self, belongs: impl Fn(&Record<'_>) -> bool, visit: &mut Visit<'_>) {
+        for (key, bytes) in &self.contents().records {
+            let record = Record::decode(bytes).unwrap();
+            if belongs(&record) {
+                visit(*key, &record);
+            }
+        }
+    }
+}
+
+impl RegistrationStore for MemoryStore {
+    fn read(&self, key: RegistrationKey, visit: &mut dyn FnMut(&Record<'_>)) -> Result<(), Error> {
+        if let Some(bytes) = self.contents().records.get(&key) {
+            visit(&Record::decode(bytes)?);
+        }
+        Ok(())
+    }
+
+    fn of_account(&self, account: AccountKey, visit: &mut Visit<'_>) -> Result<(), Error> {
+        self.scan(|record| record.account == account, visit);
+        Ok(())
+    }
+
+    fn of_token(&self, app: &str, device_token: &str, visit: &mut Visit<'_>) -> Result<(), Error> {
+        self.scan(
+            |record| record.app == app && record.device_token == device_token,
+            visit,
+        );
+        Ok(())
+    }
+
+    fn page(
+        &self,
+        after: Option<RegistrationKey>,
+        limit: usize,
+        visit: &mut Visit<'_>,
+    ) -> Result<Page, Error> {
+        let contents = self.contents();
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest: Vec<_> = contents.records.range((start, Bound::Unbounded)).collect();
+        let page = &rest[..limit.min(rest.len())];
+        for (key, bytes) in page {
+            visit(**key, &Record::decode(bytes)?);
+        }
+        Ok(Page {
+            scanned: page.len() as u64,
+            unreadable: 0,
+            last: page
+                .last()
+                .filter(|_| page.len() < rest.len())
+                .map(|(key, _)| **key),
+        })
+    }
+
+    fn put(&self, key: RegistrationKey, record: &Record<'_>) -> Result<(), Error> {
+        self.contents().records.insert(key, record.encode()?);
+        Ok(())
+    }
+
+    fn remove(&self, key: RegistrationKey) -> Result<bool, Error> {
+        let mut contents = self.contents();
+        contents.times.remove(&key);
+        Ok(contents.records.remove(&key).is_some())
+    }
+
+    fn times(&self, key: RegistrationKey) -> Result<PushTimes, Error> {
+        Ok(self.contents().times.get(&key).cloned().unwrap_or_default())
+    }
+
+    fn touch(&self, key: RegistrationKey, times: &PushTimes) -> Result<bool, Error> {
+        let mut contents = self.contents();
+        if !contents.records.contains_key(&key) {
+            return Ok(false);
+        }
+        contents.times.entry(key).or_default().merge(times);
+        Ok(true)
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}

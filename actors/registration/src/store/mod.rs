@@ -1,0 +1,104 @@
+//! The store of registrations: what is kept, how it is found, and in which order it is written.
+//!
+//! # One point read finds a registration
+//!
+//! The key of a registration is an HMAC over served domain, node and secret. A publish carries all
+//! three, so the resolver finds its registration with one point read, however many accounts have
+//! registered the same node; in the v1 dialect the node is a device UUID that clients choose, and a
+//! stranger who registers it a thousand times slows nobody down. A wrong secret finds nothing: for a
+//! stranger it is the same as a node that does not exist, in the answer and in the time it takes.
+//!
+//! The secret is an HMAC over random bytes kept in the record. It is never stored, a stolen store opens
+//! nothing, and registering again returns the same one. The owner finds the record without the secret
+//! through the index by account.
+//!
+//! # Trees
+//!
+//! | tree           | key                                | value                                   |
+//! |----------------|------------------------------------|-----------------------------------------|
+//! | `registration` | registration key (16)              | [`Record`]                              |
+//! | `account`      | account key (16), registration key | nothing                                 |
+//! | `token`        | hash of app and token (16), registration key | nothing                       |
+//! | `push_times`   | registration key                   | [`PushTimes`]                           |
+//! | `meta`         | name                               | layout version, check value of the key  |
+//!
+//! # Plain writes in a fixed order
+//!
+//! A registration is written index entries first and record last; it is removed push times first, then
+//! record, then index entries. The log of the store recovers as a prefix of what was written, so after a
+//! crash a record has its index entries, and push times have a record. An index entry may be left
+//! without its record: it counts for nothing and is dropped when somebody follows it.
+//!
+//! Transactions and batches are not used. They cost more than twice the bytes, and from the first of
+//! them on the engine makes each read take a lock, which the hot path would pay for.
+
+pub(crate) mod codec;
+#[cfg(test)]
+pub(crate) mod memory;
+pub(crate) mod sled;
+
+use messages::{RegistrationKey, UnixSeconds};
+
+pub(crate) use self::codec::{PushTimes, Record};
+use crate::Error;
+use crate::keys::AccountKey;
+
+/// What a visitor of records is: the record is borrowed from the store, so that a look copies nothing.
+pub(crate) type Visit<'a> = dyn FnMut(RegistrationKey, &Record<'_>) + 'a;
+
+/// A page of a walk through all registrations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    /// Records passed, unreadable ones included.
+    pub(crate) scanned: u64,
+    /// Records that could not be read.
+    pub(crate) unreadable: u64,
+    /// The last record of the page; `None` when nothing is behind it.
+    pub(crate) last: Option<RegistrationKey>,
+}
+
+/// Where registrations are kept. [`RegistrationStore::read`] is for any thread; the other calls are for
+/// the one writer, because they put index entries right that are in the middle of being written.
+pub(crate) trait RegistrationStore: Send + Sync + 'static {
+    /// Shows the record of one registration, if there is one.
+    fn read(&self, key: RegistrationKey, visit: &mut dyn FnMut(&Record<'_>)) -> Result<(), Error>;
+
+    /// Shows all registrations of an account.
+    fn of_account(&self, account: AccountKey, visit: &mut Visit<'_>) -> Result<(), Error>;
+
+    /// Shows all registrations of a device token.
+    fn of_token(&self, app: &str, device_token: &str, visit: &mut Visit<'_>) -> Result<(), Error>;
+
+    /// Shows the next `limit` registrations in the order of their keys.
+    fn page(
+        &self,
+        after: Option<RegistrationKey>,
+        limit: usize,
+        visit: &mut Visit<'_>,
+    ) -> Result<Page, Error>;
+
+    /// Writes a registration, in the place of one with the same key.
+    fn put(&self, key: RegistrationKey, record: &Record<'_>) -> Result<(), Error>;
+
+    /// Removes a registration with all that belongs to it; `false` if there is none.
+    fn remove(&self, key: RegistrationKey) -> Result<bool, Error>;
+
+    /// When pushes of a registration last succeeded and failed.
+    fn times(&self, key: RegistrationKey) -> Result<PushTimes, Error>;
+
+    /// Adds to the push times of a registration; `false` if there is no such registration.
+    fn touch(&self, key: RegistrationKey, times: &PushTimes) -> Result<bool, Error>;
+
+    /// Hands all that was written to the system: it survives the end of the process.
+    fn flush(&self) -> Result<(), Error>;
+
+    /// Makes all that was flushed survive a loss of power.
+    fn sync(&self) -> Result<(), Error>;
+}
+
+/// The later of a registration's renewal and its last successful push: what retention counts from.
+pub(crate) fn last_use(renewed_at: UnixSeconds, times: &PushTimes) -> UnixSeconds {
+    times
+        .last_success
+        .map_or(renewed_at, |success| success.max(renewed_at))
+}

@@ -1,0 +1,397 @@
+//! The store on disk.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use ::sled::{Db, IVec, Tree};
+use messages::RegistrationKey;
+use ring::digest;
+
+use super::{Page, PushTimes, Record, RegistrationStore, Visit};
+use crate::Error;
+use crate::keys::{AccountKey, create_private};
+
+/// Part of the layout on disk: a store opens with no other value. With small segments less is written.
+const SEGMENT_BYTES: usize = 65_536;
+/// The one file of the engine that holds data.
+const DATA_FILE: &str = "db";
+const LAYOUT: &[u8] = &[1];
+const LAYOUT_KEY: &str = "layout";
+const KEY_CHECK_KEY: &str = "key_check";
+const PREFIX_BYTES: usize = 16;
+
+/// An open store. Exclusive to this process.
+pub(crate) struct SledStore {
+    db: Db,
+    /// The engine's own flush is no fsync, so the file is synced through this handle.
+    data: File,
+    registration: Tree,
+    account: Tree,
+    token: Tree,
+    push_times: Tree,
+    meta: Tree,
+}
+
+impl SledStore {
+    /// Opens the store, or creates an empty one for the owner alone.
+    pub(crate) fn open(path: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        let directory = |source| Error::StoreDirectory {
+            path: path.into(),
+            source,
+        };
+        let unopenable = |error: ::sled::Error| Error::StoreUnopenable {
+            path: path.into(),
+            cause: error.into(),
+        };
+        create_private(path).map_err(directory)?;
+        check_files(path)?;
+        let db = ::sled::Config::new()
+            .path(path)
+            .cache_capacity(cache_bytes)
+            .segment_size(SEGMENT_BYTES)
+            // The engine's timer would rewrite segments all the time: 15 times the bytes at low load.
+            .flush_every_ms(None)
+            .open()
+            .map_err(unopenable)?;
+        let data = File::open(path.join(DATA_FILE)).map_err(directory)?;
+        let tree = |name: &str| db.open_tree(name).map_err(unopenable);
+        let store = Self {
+            registration: tree("registration")?,
+            account: tree("account")?,
+            token: tree("token")?,
+            push_times: tree("push_times")?,
+            meta: tree("meta")?,
+            data,
+            db,
+        };
+        match store.meta.get(LAYOUT_KEY).map_err(unopenable)? {
+            Some(layout) if layout == LAYOUT => Ok(store),
+            None if store.registration.is_empty() => Ok(store),
+            _ => Err(Error::StoreLayout { path: path.into() }),
+        }
+    }
+
+    /// The check value of the key this store was written with; `None` for an empty store.
+    pub(crate) fn key_check(&self) -> Result<Option<IVec>, Error> {
+        Ok(self.meta.get(KEY_CHECK_KEY)?)
+    }
+
+    /// Marks an empty store as written with a key, durably.
+    pub(crate) fn initialise(&self, path: &Path, key_check: &[u8]) -> Result<(), Error> {
+        self.meta.insert(LAYOUT_KEY, LAYOUT)?;
+        self.meta.insert(KEY_CHECK_KEY, key_check)?;
+        self.flush()?;
+        self.sync()?;
+        File::open(path)
+            .and_then(|directory| directory.sync_all())
+            .map_err(Error::Sync)
+    }
+
+    /// Shows the registrations an index has under a prefix, and drops entries that lead nowhere.
+    fn follow(
+        &self,
+        index: &Tree,
+        prefix: [u8; PREFIX_BYTES],
+        belongs: impl Fn(&Record<'_>) -> bool,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), Error> {
+        for entry in index.scan_prefix(prefix).keys() {
+            let entry = entry?;
+            let key = entry.last_chunk().copied().map(RegistrationKey);
+            let key = key.ok_or(Error::Record)?;
+            let mut leads_on = false;
+            self.read(key, &mut |record| {
+                leads_on = belongs(record);
+                if leads_on {
+                    visit(key, record);
+                }
+            })?;
+            if !leads_on {
+                index.remove(entry)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Looks at the files of a store without changing any: fails when others may read them, when they cannot
+/// be read and written, or when another process uses them.
+pub(crate) fn check_files(path: &Path) -> Result<(), Error> {
+    let fail = |source| Error::StoreDirectory {
+        path: path.into(),
+        source,
+    };
+    if fs::metadata(path).map_err(fail)?.mode() & 0o077 != 0 {
+        return Err(Error::StoreExposed { path: path.into() });
+    }
+    let data = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path.join(DATA_FILE));
+    let data = match data {
+        Ok(data) => data,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(fail(error)),
+    };
+    match data.try_lock() {
+        // What a killed process has written must be on disk before the engine, on opening, durably notes
+        // that it is there.
+        Ok(()) => data.sync_data().map_err(fail),
+        Err(TryLockError::WouldBlock) => Err(Error::StoreLocked { path: path.into() }),
+        Err(TryLockError::Error(error)) => Err(fail(error)),
+    }
+}
+
+/// Whether a directory holds a store already.
+pub(crate) fn exists(path: &Path) -> bool {
+    path.join(DATA_FILE).exists()
+}
+
+fn account_entry(record: &Record<'_>, key: RegistrationKey) -> [u8; 32] {
+    join(record.account.0, key)
+}
+
+fn token_entry(record: &Record<'_>, key: RegistrationKey) -> [u8; 32] {
+    join(token_prefix(record.app, record.device_token), key)
+}
+
+/// Half of a digest tells tokens apart and halves the index.
+fn token_prefix(app: &str, device_token: &str) -> [u8; PREFIX_BYTES] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(&(app.len() as u64).to_be_bytes());
+    context.update(app.as_bytes());
+    context.update(device_token.as_bytes());
+    let digest = context.finish();
+    digest
+        .as_ref()
+        .first_chunk()
+        .copied()
+        .unwrap_or([0; PREFIX_BYTES])
+}
+
+fn join(prefix: [u8; PREFIX_BYTES], key: RegistrationKey) -> [u8; 32] {
+    let mut entry = [0; 32];
+    for (to, from) in entry.iter_mut().zip(prefix.into_iter().chain(key.0)) {
+        *to = from;
+    }
+    entry
+}
+
+impl RegistrationStore for SledStore {
+    fn read(&self, key: RegistrationKey, visit: &mut dyn FnMut(&Record<'_>)) -> Result<(), Error> {
+        if let Some(bytes) = self.registration.get(key.0)? {
+            visit(&Record::decode(&bytes)?);
+        }
+        Ok(())
+    }
+
+    fn of_account(&self, account: AccountKey, visit: &mut Visit<'_>) -> Result<(), Error> {
+        let belongs = |record: &Record<'_>| record.account == account;
+        self.follow(&self.account, account.0, belongs, visit)
+    }
+
+    fn of_token(&self, app: &str, device_token: &str, visit: &mut Visit<'_>) -> Result<(), Error> {
+        let belongs =
+            |record: &Record<'_>| record.app == app && record.device_token == device_token;
+        let prefix = token_prefix(app, device_token);
+        self.follow(&self.token, prefix, belongs, visit)
+    }
+
+    fn page(
+        &self,
+        after: Option<RegistrationKey>,
+        limit: usize,
+        visit: &mut Visit<'_>,
+    ) -> Result<Page, Error> {
+        let start = after.map_or(std::ops::Bound::Unbounded, |key| {
+            std::ops::Bound::Excluded(key.0)
+        });
+        let mut rest = self
+            .registration
+            .range::<[u8; 16], _>((start, std::ops::Bound::Unbounded));
+        let mut page = Page {
+            scanned: 0,
+            unreadable: 0,
+            last: None,
+        };
+        for entry in rest.by_ref().take(limit) {
+            let (key, bytes) = entry?;
+            let key = RegistrationKey(key.as_ref().try_into().map_err(|_| Error::Record)?);
+            match Record::decode(&bytes) {
+                Ok(record) => visit(key, &record),
+                Err(_) => page.unreadable += 1,
+            }
+            page.scanned += 1;
+            page.last = Some(key);
+        }
+        if rest.next().transpose()?.is_none() {
+            page.last = None;
+        }
+        Ok(page)
+    }
+
+    fn put(&self, key: RegistrationKey, record: &Record<'_>) -> Result<(), Error> {
+        let bytes = record.encode()?;
+        let token = token_entry(record, key);
+        let mut outdated = None;
+        self.read(key, &mut |before| {
+            outdated = Some(token_entry(before, key)).filter(|before| *before != token);
+        })?;
+        self.account.insert(account_entry(record, key), &[])?;
+        self.token.insert(token, &[])?;
+        self.registration.insert(key.0, bytes)?;
+        if let Some(entry) = outdated {
+            self.token.remove(entry)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, key: RegistrationKey) -> Result<bool, Error> {
+        let mut entries = None;
+        self.read(key, &mut |record| {
+            entries = Some((account_entry(record, key), token_entry(record, key)));
+        })?;
+        let Some((account, token)) = entries else {
+            return Ok(false);
+        };
+        self.push_times.remove(key.0)?;
+        self.registration.remove(key.0)?;
+        self.account.remove(account)?;
+        self.token.remove(token)?;
+        Ok(true)
+    }
+
+    fn times(&self, key: RegistrationKey) -> Result<PushTimes, Error> {
+        match self.push_times.get(key.0)? {
+            Some(bytes) => PushTimes::decode(&bytes),
+            None => Ok(PushTimes::default()),
+        }
+    }
+
+    fn touch(&self, key: RegistrationKey, times: &PushTimes) -> Result<bool, Error> {
+        if !self.registration.contains_key(key.0)? {
+            return Ok(false);
+        }
+        let before = self.times(key)?;
+        let mut merged = before.clone();
+        merged.merge(times);
+        if merged != before {
+            self.push_times.insert(key.0, merged.encode())?;
+        }
+        Ok(true)
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        self.db.flush()?;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.data.sync_data().map_err(Error::Sync)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use messages::UnixSeconds;
+
+    use super::*;
+
+    const KEY: RegistrationKey = RegistrationKey([7; 16]);
+
+    fn record() -> Record<'static> {
+        Record {
+            registered_at: UnixSeconds(1),
+            renewed_at: UnixSeconds(2),
+            account: AccountKey([3; 16]),
+            salt: [4; 32],
+            device_token: "aa",
+            node: "node",
+            app: "app",
+            service: "push.example",
+            domain: "chat.example",
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, SledStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SledStore::open(&directory.path().join("store"), 1 << 20).unwrap();
+        (directory, store)
+    }
+
+    fn sizes(store: &SledStore) -> [usize; 4] {
+        [
+            store.registration.len(),
+            store.account.len(),
+            store.token.len(),
+            store.push_times.len(),
+        ]
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_removed_registration() {
+        let (_directory, store) = store();
+        store.put(KEY, &record()).unwrap();
+        let seen = PushTimes {
+            last_success: Some(UnixSeconds(9)),
+            last_error: None,
+        };
+        assert!(store.touch(KEY, &seen).unwrap());
+        let renewed = Record {
+            device_token: "bb",
+            ..record()
+        };
+        store.put(KEY, &renewed).unwrap();
+        assert_eq!(sizes(&store), [1, 1, 1, 1]);
+        assert_eq!(store.times(KEY).unwrap(), seen);
+        assert!(store.remove(KEY).unwrap());
+        assert!(!store.touch(KEY, &seen).unwrap());
+        assert_eq!(sizes(&store), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn index_entries_that_lead_nowhere_are_dropped() {
+        let (_directory, store) = store();
+        let gone = RegistrationKey([8; 16]);
+        store.put(KEY, &record()).unwrap();
+        // A removal that a crash cut short, and a renewal with another token that one cut short.
+        store
+            .account
+            .insert(account_entry(&record(), gone), &[])
+            .unwrap();
+        store
+            .token
+            .insert(token_entry(&record(), gone), &[])
+            .unwrap();
+        store
+            .token
+            .insert(join(token_prefix("app", "old"), KEY), &[])
+            .unwrap();
+        let mut seen = Vec::new();
+        store
+            .of_account(AccountKey([3; 16]), &mut |key, _| seen.push(key))
+            .unwrap();
+        store
+            .of_token("app", "aa", &mut |key, _| seen.push(key))
+            .unwrap();
+        store
+            .of_token("app", "old", &mut |key, _| seen.push(key))
+            .unwrap();
+        assert!(seen == [KEY, KEY]);
+        assert_eq!(sizes(&store), [1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn a_store_of_a_later_layout_is_refused() {
+        let (directory, store) = store();
+        store.meta.insert(LAYOUT_KEY, &[2]).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        assert!(matches!(
+            SledStore::open(&directory.path().join("store"), 1 << 20),
+            Err(Error::StoreLayout { .. })
+        ));
+    }
+}

@@ -1,0 +1,333 @@
+//! What the single writer does with the store: each request as a read, a decision, and writes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use messages::{
+    BareJid, Clock, Register, Registered, RegistrationKey, RegistryError, RejectedToken, Removed,
+    Secret, SweepCursor, SweepExpired, SweptPage, Unregister,
+};
+use tokio::sync::oneshot;
+
+use crate::keys::{Keys, Salt, fill};
+use crate::store::{PushTimes, Record, RegistrationStore, last_use};
+use crate::touches::Touches;
+use crate::{Config, Error};
+
+/// Most registrations one page of a sweep looks at, whatever was asked: it holds up other requests.
+const PAGE_MAX: u32 = 10_000;
+
+type Reply<T> = oneshot::Sender<Result<T, RegistryError>>;
+
+/// A request in the queue of the writer.
+pub(crate) enum Job {
+    Register(Register, Reply<Registered>),
+    Unregister(Unregister, Reply<Removed>),
+    RemoveTokens(Vec<RejectedToken>, Reply<Removed>),
+    Sweep(SweepExpired, Reply<SweptPage>),
+    WriteTouches,
+}
+
+/// An answer that waits until what it says is durable.
+type Answer = Box<dyn FnOnce(Result<(), RegistryError>) + Send>;
+
+/// What the writer has done since the start.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) answered: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) removed: AtomicU64,
+    pub(crate) touches_written: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+/// Locks, also after a panic of another holder: what is guarded is consistent at each write.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads, decides and writes. There is one per store, behind a lock.
+pub(crate) struct Writer {
+    store: Arc<dyn RegistrationStore>,
+    keys: Arc<Keys>,
+    touches: Arc<Mutex<Touches>>,
+    counters: Arc<Counters>,
+    clock: Clock,
+    per_account_max: usize,
+    unsynced: bool,
+    unflushed: bool,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        store: Arc<dyn RegistrationStore>,
+        keys: Arc<Keys>,
+        touches: Arc<Mutex<Touches>>,
+        counters: Arc<Counters>,
+        clock: Clock,
+        config: &Config,
+    ) -> Self {
+        Self {
+            store,
+            keys,
+            touches,
+            counters,
+            clock,
+            per_account_max: usize::try_from(config.registrations_per_account_max)
+                .unwrap_or(usize::MAX),
+            unsynced: false,
+            unflushed: false,
+        }
+    }
+
+    /// Group commit: does all jobs, makes them durable with one flush and one sync, then answers all.
+    pub(crate) fn commit(&mut self, jobs: impl IntoIterator<Item = Job>) {
+        let answers: Vec<Answer> = jobs
+            .into_iter()
+            .filter_map(|job| self.execute(job))
+            .collect();
+        let durable = self.settle().map_err(|error| self.failed(&error));
+        count(&self.counters.answered, answers.len() as u64);
+        for answer in answers {
+            answer(durable);
+        }
+    }
+
+    /// Writes the push times that wait and makes all durable.
+    pub(crate) fn finish(&mut self) -> Result<(), RegistryError> {
+        self.write_touches()?;
+        self.unsynced = true;
+        self.settle().map_err(|error| self.failed(&error))
+    }
+
+    fn execute(&mut self, job: Job) -> Option<Answer> {
+        match job {
+            Job::Register(register, reply) => Some(answer(reply, self.register(&register))),
+            Job::Unregister(unregister, reply) => Some(answer(reply, self.unregister(&unregister))),
+            Job::RemoveTokens(items, reply) => Some(answer(reply, self.remove_tokens(&items))),
+            Job::Sweep(sweep, reply) => Some(answer(reply, self.sweep(&sweep))),
+            Job::WriteTouches => {
+                // Counted and logged; the times are lost, which is what times may be.
+                let _ = self.write_touches();
+                None
+            }
+        }
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        if self.unsynced || self.unflushed {
+            self.store.flush()?;
+            self.unflushed = false;
+        }
+        if self.unsynced {
+            self.store.sync()?;
+            count(&self.counters.syncs, 1);
+            self.unsynced = false;
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, register: &Register) -> Result<Registered, RegistryError> {
+        let account = self.keys.account(&register.account);
+        let (app, device_token) = (register.app.as_str(), register.device_token.as_str());
+        let (service, node) = (register.service.as_str(), register.node.as_str());
+        let mut known = None;
+        let mut stale = Vec::new();
+        let mut others = 0_usize;
+        self.store
+            .of_account(account, &mut |key, record| {
+                if record.service == service && record.node == node {
+                    known = Some((record.salt, record.registered_at));
+                } else if record.node != node
+                    && record.app == app
+                    && record.device_token == device_token
+                {
+                    // A device has one token per app, so this node is one it has given up.
+                    stale.push(key);
+                } else {
+                    others += 1;
+                }
+            })
+            .map_err(|error| self.failed(&error))?;
+        if known.is_none() && others >= self.per_account_max {
+            return Err(RegistryError::TooMany);
+        }
+        let now = self.clock.now();
+        let (salt, registered_at) = match known {
+            Some(known) => known,
+            None => (self.new_salt()?, now),
+        };
+        let secret = self.keys.secret(&salt);
+        let key = self.keys.registration(service, node, secret.as_str());
+        let record = Record {
+            registered_at,
+            renewed_at: now,
+            account,
+            salt,
+            device_token,
+            node,
+            app,
+            service,
+            domain: register.account.domain().as_str(),
+        };
+        self.unsynced = true;
+        self.store
+            .put(key, &record)
+            .map_err(|error| self.failed(&error))?;
+        for key in stale {
+            self.remove(key)?;
+        }
+        Ok(Registered {
+            node: register.node.clone(),
+            secret: Secret::new(secret.as_str()).map_err(|_| self.failed(&Error::FieldLength))?,
+        })
+    }
+
+    fn unregister(&mut self, unregister: &Unregister) -> Result<Removed, RegistryError> {
+        let account = self.keys.account(&unregister.account);
+        let (service, node) = (unregister.service.as_str(), unregister.node.as_str());
+        let mut own = Vec::new();
+        self.store
+            .of_account(account, &mut |key, record| {
+                if record.service == service && record.node == node {
+                    own.push(key);
+                }
+            })
+            .map_err(|error| self.failed(&error))?;
+        self.remove_all(own)
+    }
+
+    fn remove_tokens(&mut self, items: &[RejectedToken]) -> Result<Removed, RegistryError> {
+        let mut dead = Vec::new();
+        for item in items {
+            // Renewals are known to the second only: one in the second of the verdict may have come
+            // after it, so it counts as after.
+            let invalid_since = item.invalid_since.seconds();
+            self.store
+                .of_token(
+                    item.app.as_str(),
+                    item.device_token.as_str(),
+                    &mut |key, record| {
+                        if record.renewed_at < invalid_since {
+                            dead.push(key);
+                        }
+                    },
+                )
+                .map_err(|error| self.failed(&error))?;
+        }
+        self.remove_all(dead)
+    }
+
+    fn sweep(&mut self, sweep: &SweepExpired) -> Result<SweptPage, RegistryError> {
+        let limit = sweep.limit.clamp(1, PAGE_MAX) as usize;
+        let mut candidates = Vec::new();
+        let page = self
+            .store
+            .page(
+                sweep.after.map(|SweepCursor(key)| key),
+                limit,
+                &mut |key, record| {
+                    if record.renewed_at < sweep.idle_since {
+                        candidates.push((key, record.renewed_at));
+                    }
+                },
+            )
+            .map_err(|error| self.failed(&error))?;
+        if page.unreadable > 0 {
+            count(&self.counters.failures, page.unreadable);
+            tracing::error!(records = page.unreadable, "{}", Error::Record);
+        }
+        let mut idle = Vec::new();
+        for (key, renewed_at) in candidates {
+            let times = self.times(key).map_err(|error| self.failed(&error))?;
+            if last_use(renewed_at, &times) < sweep.idle_since {
+                idle.push(key);
+            }
+        }
+        Ok(SweptPage {
+            scanned: page.scanned,
+            removed: self.remove_all(idle)?.count,
+            next: page.last.map(SweepCursor),
+        })
+    }
+
+    fn write_touches(&mut self) -> Result<(), RegistryError> {
+        let folded = lock(&self.touches).take();
+        for (key, times) in folded {
+            let touched = self.store.touch(key, &times);
+            if touched.map_err(|error| self.failed(&error))? {
+                self.unflushed = true;
+                count(&self.counters.touches_written, 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_all(&mut self, keys: Vec<RegistrationKey>) -> Result<Removed, RegistryError> {
+        let mut removed = Removed::default();
+        for key in keys {
+            removed.count += u64::from(self.remove(key)?);
+        }
+        Ok(removed)
+    }
+
+    fn remove(&mut self, key: RegistrationKey) -> Result<bool, RegistryError> {
+        self.unsynced = true;
+        let removed = self.store.remove(key);
+        let removed = removed.map_err(|error| self.failed(&error))?;
+        count(&self.counters.removed, u64::from(removed));
+        Ok(removed)
+    }
+
+    /// Push times, those that are not written yet included.
+    fn times(&self, key: RegistrationKey) -> Result<PushTimes, Error> {
+        let mut times = self.store.times(key)?;
+        if let Some(waiting) = lock(&self.touches).get(key) {
+            times.merge(waiting);
+        }
+        Ok(times)
+    }
+
+    /// Shows the registrations of an account with their push times.
+    pub(crate) fn describe(
+        &self,
+        account: &BareJid,
+        mut visit: impl FnMut(RegistrationKey, &Record<'_>) -> Result<(), Error>,
+    ) -> Result<Vec<PushTimes>, Error> {
+        let mut keys = Vec::new();
+        let mut read = Ok(());
+        self.store
+            .of_account(self.keys.account(account), &mut |key, record| {
+                if read.is_ok() {
+                    read = visit(key, record);
+                }
+                keys.push(key);
+            })?;
+        read?;
+        keys.into_iter().map(|key| self.times(key)).collect()
+    }
+
+    fn new_salt(&self) -> Result<Salt, RegistryError> {
+        let mut salt = Salt::default();
+        fill(&mut salt).map_err(|error| self.failed(&error))?;
+        Ok(salt)
+    }
+
+    fn failed(&self, error: &Error) -> RegistryError {
+        count(&self.counters.failures, 1);
+        tracing::error!("{error}");
+        RegistryError::Store
+    }
+}
+
+fn answer<T: Send + 'static>(reply: Reply<T>, result: Result<T, RegistryError>) -> Answer {
+    Box::new(move |durable| {
+        // Whoever asked may have gone; what was done stays done.
+        let _ = reply.send(durable.and(result));
+    })
+}
