@@ -1,0 +1,560 @@
+//! One connection of a client: takes requests, judges them in batches, answers. All of it in one task,
+//! so that the simulator can be the peer of a throughput bench.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::server::{Builder, SendResponse};
+use h2::{Reason as Code, RecvStream};
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode};
+use messages::UnixMillis;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_rustls::server::TlsStream;
+use uuid::Uuid;
+
+use super::control::{Control, Faults, Notification, State, Verdict};
+use super::frames::{Orders, Tap};
+use super::payload;
+use super::provider_token::{Keys, Verified};
+use super::reason::{Reason, Refusal};
+use super::request::Fields;
+
+/// Flow-control window per stream, in bytes: more than any payload.
+const STREAM_WINDOW: u32 = 1 << 16;
+/// Flow-control window per connection, in bytes.
+const CONNECTION_WINDOW: u32 = 1 << 22;
+/// Streams that h2 takes before it refuses by itself. Our own limit is lower.
+const STREAMS_CEILING: u32 = 1 << 14;
+/// Bytes of a payload that are kept; the rest is only counted.
+const PAYLOAD_KEPT_MAX: usize = 8192;
+/// Streams allowed until a provider token was good.
+const STREAMS_UNTRUSTED: u32 = 1;
+/// How long a client may take to close its side after ours is closed.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What all connections need to know.
+pub(super) struct Judge {
+    pub(super) control: Control,
+    pub(super) keys: Keys,
+    pub(super) streams_max: u32,
+    pub(super) wedging: bool,
+}
+
+/// Serves a connection until it ends. `stop` turns true when the simulator drains.
+pub(super) async fn serve(
+    tls: TlsStream<TcpStream>,
+    judge: Rc<Judge>,
+    mut faults: watch::Receiver<Faults>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let orders = Rc::new(RefCell::new(Orders::new(STREAMS_UNTRUSTED)));
+    let handshake = Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS_CEILING)
+        .handshake(Tap::new(tls, Rc::clone(&orders)));
+    let Ok(h2) = handshake.await else { return };
+    let mut connection = Connection {
+        h2,
+        session: Session {
+            judge,
+            trusted: None,
+            wedged: None,
+        },
+        orders,
+        announced: STREAMS_UNTRUSTED,
+        announced_before: STREAMS_UNTRUSTED,
+        receiving: Vec::new(),
+        received: Vec::new(),
+        delayed: VecDeque::new(),
+        stalled: Vec::new(),
+        ignored: Vec::new(),
+        newest: 0,
+        last: None,
+        closing: None,
+    };
+    loop {
+        let current = faults.borrow_and_update().clone();
+        if current.frozen {
+            tokio::select! {
+                changed = faults.changed() => if changed.is_err() { return },
+                changed = stop.changed() => if changed.is_err() { return },
+            }
+            if faults.borrow().frozen && *stop.borrow() {
+                return;
+            }
+            continue;
+        }
+        if *stop.borrow_and_update() {
+            connection.go_away(connection.newest);
+        }
+        let due = connection.due();
+        let step = tokio::select! {
+            biased;
+            step = poll_fn(|cx| connection.poll(cx, &current)) => step,
+            () = wait(due) => Step::Due,
+            changed = faults.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+            changed = stop.changed(), if connection.last.is_none() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        let go_on = match step {
+            Step::Arrived(requests) => connection.arrive(requests, &current),
+            Step::Received => connection.judge(Duration::from_millis(current.latency_millis)),
+            Step::Due => connection.is_due(),
+            Step::Closed => false,
+        };
+        if !go_on {
+            return;
+        }
+    }
+}
+
+async fn wait(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+enum Step {
+    Arrived(Vec<(Request<RecvStream>, SendResponse<Bytes>)>),
+    Received,
+    Due,
+    Closed,
+}
+
+struct Connection {
+    h2: h2::server::Connection<Tap<TlsStream<TcpStream>>, Bytes>,
+    session: Session,
+    orders: Rc<RefCell<Orders>>,
+    /// The stream limit that the client was told last.
+    announced: u32,
+    /// The one before: streams opened before the client knew of the last one obey this.
+    announced_before: u32,
+    /// Requests whose payload is still coming.
+    receiving: Vec<Received>,
+    /// Requests that are here as a whole, to be judged.
+    received: Vec<Received>,
+    /// Answers that wait for their time, the next first.
+    delayed: VecDeque<(Instant, SendResponse<Bytes>, Answer)>,
+    /// Requests that never get an answer.
+    stalled: Vec<SendResponse<Bytes>>,
+    /// Streams after the GOAWAY. Kept, because dropping one would reset it, and APNs says nothing.
+    ignored: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
+    /// The newest stream seen.
+    newest: u32,
+    /// The last stream that is processed, once a GOAWAY said so.
+    last: Option<u32>,
+    /// When to give up waiting for the client to close.
+    closing: Option<Instant>,
+}
+
+/// A request with as much of its payload as has come.
+struct Received {
+    parts: Parts,
+    body: RecvStream,
+    payload: Bytes,
+    size: usize,
+    respond: SendResponse<Bytes>,
+}
+
+impl Connection {
+    fn poll(&mut self, cx: &mut Context<'_>, faults: &Faults) -> Poll<Step> {
+        self.announce(faults);
+        let mut arrived = Vec::new();
+        loop {
+            match self.h2.poll_accept(cx) {
+                Poll::Ready(Some(Ok(request))) => arrived.push(request),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Step::Closed),
+                Poll::Pending => break,
+            }
+        }
+        if !arrived.is_empty() {
+            return Poll::Ready(Step::Arrived(arrived));
+        }
+        let mut index = 0;
+        while let Some(request) = self.receiving.get_mut(index) {
+            match request.poll(cx) {
+                Poll::Pending => index += 1,
+                Poll::Ready(whole) => {
+                    let request = self.receiving.swap_remove(index);
+                    if whole {
+                        self.received.push(request);
+                    }
+                }
+            }
+        }
+        if !self.received.is_empty() {
+            return Poll::Ready(Step::Received);
+        }
+        // A client that gives up on a request makes room for another.
+        self.stalled
+            .retain_mut(|respond| respond.poll_reset(cx).is_pending());
+        if self.close_if_done() {
+            return Poll::Ready(Step::Due);
+        }
+        Poll::Pending
+    }
+
+    /// Tells the client its stream limit when it has changed. h2 has one SETTINGS frame on the way at
+    /// a time; the acknowledgement of the last one wakes this task.
+    fn announce(&mut self, faults: &Faults) {
+        let wanted = if self.session.trusted.is_none() {
+            STREAMS_UNTRUSTED
+        } else {
+            faults.streams_max.unwrap_or(self.session.judge.streams_max)
+        };
+        if wanted != self.announced && self.h2.set_initial_window_size(STREAM_WINDOW).is_ok() {
+            self.orders.borrow_mut().streams_max = wanted;
+            self.announced_before = self.announced;
+            self.announced = wanted;
+        }
+    }
+
+    /// Takes new streams and lets the faults strike. False ends the connection without a word.
+    fn arrive(
+        &mut self,
+        arrived: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
+        faults: &Faults,
+    ) -> bool {
+        let control = self.session.judge.control.clone();
+        let mut state = control.state();
+        let strikes = |every: u64, n: u64| every != 0 && n.is_multiple_of(every);
+        for (request, mut respond) in arrived {
+            self.newest = respond.stream_id().into();
+            if self.last.is_some_and(|last| self.newest > last) {
+                state.counters.streams_ignored += 1;
+                self.ignored.push((request, respond));
+                continue;
+            }
+            if self.open() >= self.announced.max(self.announced_before) as usize {
+                state.counters.streams_over_limit += 1;
+                respond.send_reset(Code::REFUSED_STREAM);
+                continue;
+            }
+            let n = state.next_request();
+            if strikes(faults.drop_every, n) {
+                state.counters.connections_dropped += 1;
+                return false;
+            }
+            if strikes(faults.refuse_every, n) {
+                state.counters.streams_refused += 1;
+                respond.send_reset(Code::REFUSED_STREAM);
+                continue;
+            }
+            if strikes(faults.go_away_every, n) {
+                state.counters.go_aways += 1;
+                self.go_away(self.newest);
+            }
+            let (parts, body) = request.into_parts();
+            self.receiving.push(Received {
+                parts,
+                body,
+                payload: Bytes::new(),
+                size: 0,
+                respond,
+            });
+        }
+        true
+    }
+
+    fn open(&self) -> usize {
+        self.receiving.len() + self.received.len() + self.delayed.len() + self.stalled.len()
+    }
+
+    /// Judges what has come and answers it, or puts the answers aside for their time.
+    fn judge(&mut self, latency: Duration) -> bool {
+        let mut received = std::mem::take(&mut self.received);
+        let control = self.session.judge.control.clone();
+        let mut state = control.state();
+        let now = state.clock.now_millis();
+        for request in received.drain(..) {
+            let (verdict, apns_id) = self.session.judge(&mut state, now, &request);
+            let respond = request.respond;
+            match verdict {
+                Verdict::Stall => self.stalled.push(respond),
+                Verdict::Accept if latency.is_zero() => Answer::new(apns_id, None).send(respond),
+                Verdict::Refuse(refusal) if latency.is_zero() => {
+                    Answer::new(apns_id, Some(refusal)).send(respond);
+                }
+                Verdict::Accept => self.delay(latency, respond, Answer::new(apns_id, None)),
+                Verdict::Refuse(refusal) => {
+                    self.delay(latency, respond, Answer::new(apns_id, Some(refusal)));
+                }
+            }
+        }
+        // Its room is used again for the next batch.
+        self.received = received;
+        true
+    }
+
+    fn delay(&mut self, latency: Duration, respond: SendResponse<Bytes>, answer: Answer) {
+        self.delayed
+            .push_back((Instant::now() + latency, respond, answer));
+    }
+
+    /// When something is to be done without a word of the client.
+    fn due(&self) -> Option<Instant> {
+        self.delayed.front().map(|(due, ..)| *due).or(self.closing)
+    }
+
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        while self.delayed.front().is_some_and(|(due, ..)| *due <= now) {
+            if let Some((_, respond, answer)) = self.delayed.pop_front() {
+                answer.send(respond);
+            }
+        }
+        self.closing.is_none_or(|closing| closing > now)
+    }
+
+    /// Says that no stream after this one is processed. Only the first time counts.
+    fn go_away(&mut self, last: u32) {
+        if self.last.is_none() {
+            self.last = Some(last);
+            self.orders.borrow_mut().go_away(last, "Shutdown");
+        }
+    }
+
+    /// After a GOAWAY: closes our side when all that was taken is answered and written.
+    /// True when it has just done so.
+    fn close_if_done(&mut self) -> bool {
+        let is_answered =
+            self.receiving.is_empty() && self.received.is_empty() && self.delayed.is_empty();
+        let is_done = self.last.is_some()
+            && self.closing.is_none()
+            && is_answered
+            && self.orders.borrow().is_idle();
+        if is_done {
+            self.orders.borrow_mut().close();
+            self.closing = Some(Instant::now() + LINGER);
+        }
+        is_done
+    }
+}
+
+impl Received {
+    /// Reads what there is of the payload. Ready with whether the request is whole; if not, the client
+    /// took it back.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            if self.body.is_end_stream() {
+                return Poll::Ready(true);
+            }
+            match self.body.poll_data(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => return Poll::Ready(true),
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
+                Poll::Ready(Some(Ok(chunk))) => self.take(chunk),
+            }
+        }
+    }
+
+    fn take(&mut self, chunk: Bytes) {
+        // Only fails when more is released than was received.
+        let _released = self.body.flow_control().release_capacity(chunk.len());
+        self.size += chunk.len();
+        if self.size > PAYLOAD_KEPT_MAX {
+            return;
+        }
+        if self.payload.is_empty() {
+            self.payload = chunk;
+        } else {
+            let mut joined = BytesMut::from(&*self.payload);
+            joined.extend_from_slice(&chunk);
+            self.payload = joined.freeze();
+        }
+    }
+}
+
+/// What a connection remembers of its client.
+struct Session {
+    judge: Rc<Judge>,
+    /// The last good token, and what it says: a client sends the same one for most of an hour.
+    trusted: Option<(HeaderValue, Verified)>,
+    /// The refusal that everything gets from now on.
+    wedged: Option<Refusal>,
+}
+
+impl Session {
+    /// Finds the verdict and takes note of it. Also gives the id of the answer.
+    fn judge(&mut self, state: &mut State, now: UnixMillis, request: &Received) -> (Verdict, Uuid) {
+        let fields = Fields::of(&request.parts);
+        let mut parsed = None;
+        let checked = self.check(state, now, request, &fields, &mut parsed);
+        let wants_device = state.knows_devices() || state.is_recording();
+        let device_token = wants_device.then(|| fields.device_token()).flatten();
+        let verdict = match checked {
+            Ok(()) => state.verdict_of(device_token.as_ref()),
+            Err(refusal) => Verdict::Refuse(refusal),
+        };
+        state.count(verdict);
+        let chosen = fields.apns_id();
+        let apns_id = chosen.unwrap_or_else(random_id);
+        if state.is_watched() {
+            state.show(Notification {
+                at: now,
+                verdict,
+                device_token: device_token.clone(),
+                topic: fields.topic.map(Into::into),
+                push_type: fields.push_type.map(Into::into),
+                priority: fields.priority(),
+                expiration: fields.expiration(),
+                collapse_id: fields.collapse_id.map(Into::into),
+                apns_id,
+                payload: parsed,
+            });
+        }
+        if state.is_recording()
+            && verdict == Verdict::Accept
+            && let Some(device_token) = device_token
+        {
+            state.remember(device_token, chosen);
+        }
+        (verdict, apns_id)
+    }
+
+    /// Checks a request in the order: line and headers, payload, provider token, topic.
+    fn check(
+        &mut self,
+        state: &mut State,
+        now: UnixMillis,
+        request: &Received,
+        fields: &Fields<'_>,
+        parsed: &mut Option<Arc<Value>>,
+    ) -> Result<(), Refusal> {
+        if let Some(refusal) = self.wedged {
+            return Err(refusal);
+        }
+        let head = fields.check()?;
+        payload::check_size(request.size, head.push_type)?;
+        *parsed = state.payloads.parse(&request.payload);
+        payload::check(parsed.as_deref(), head.push_type)?;
+        if let Err(refusal) = self.authenticate(state, now, request, fields) {
+            let ends_all = matches!(
+                refusal.reason,
+                Reason::ExpiredProviderToken | Reason::TooManyProviderTokenUpdates
+            );
+            if ends_all && self.judge.wedging {
+                self.wedged = Some(refusal);
+            }
+            return Err(refusal);
+        }
+        let suffix = head.push_type.topic_suffix();
+        if !head.topic.ends_with(suffix) {
+            return Err(Refusal::new(
+                Reason::BadTopic,
+                "apns-topic does not have the suffix of the push type",
+            ));
+        }
+        let may = |(_, verified): &(_, Verified)| verified.key.allows(head.topic, suffix);
+        if self.trusted.as_ref().is_some_and(may) {
+            Ok(())
+        } else if self.judge.keys.know_topic(head.topic, suffix) {
+            Err(Refusal::new(
+                Reason::TopicDisallowed,
+                "apns-topic belongs to another key",
+            ))
+        } else {
+            Err(Refusal::new(
+                Reason::BadTopic,
+                "apns-topic belongs to no key",
+            ))
+        }
+    }
+
+    /// Checks the provider token: its age each time, all else once for each token.
+    fn authenticate(
+        &mut self,
+        state: &mut State,
+        now: UnixMillis,
+        request: &Received,
+        fields: &Fields<'_>,
+    ) -> Result<(), Refusal> {
+        let header = request.parts.headers.get(http::header::AUTHORIZATION);
+        if let (Some((trusted, verified)), Some(header)) = (&self.trusted, header)
+            && trusted == header
+        {
+            return verified.check_age(now.seconds());
+        }
+        let verified = self.judge.keys.verify(fields.authorization)?;
+        verified.check_age(now.seconds())?;
+        if let Some((_, before)) = &self.trusted {
+            if before.key.id.team_id != verified.key.id.team_id {
+                return Err(Refusal::new(
+                    Reason::InvalidProviderToken,
+                    "the connection belongs to another team",
+                ));
+            }
+            if before.key.id.key_id != verified.key.id.key_id {
+                return Err(Refusal::new(
+                    Reason::UnrelatedKeyIdInToken,
+                    "the connection belongs to another key",
+                ));
+            }
+        }
+        let token = fields.authorization.unwrap_or_default();
+        if state.updates.admit(&verified.key, token, now.seconds())? {
+            state.counters.provider_tokens += 1;
+        }
+        if let Some(header) = header {
+            self.trusted = Some((header.clone(), verified));
+        }
+        Ok(())
+    }
+}
+
+/// An answer on its way.
+struct Answer {
+    apns_id: Uuid,
+    refusal: Option<Refusal>,
+}
+
+impl Answer {
+    const fn new(apns_id: Uuid, refusal: Option<Refusal>) -> Self {
+        Self { apns_id, refusal }
+    }
+
+    /// Sends it. Fails only when the client has taken the request back.
+    fn send(self, mut respond: SendResponse<Bytes>) {
+        let mut buffer = Uuid::encode_buffer();
+        let apns_id = self.apns_id.hyphenated().encode_lower(&mut buffer);
+        let mut response = Response::new(());
+        if let Ok(apns_id) = HeaderValue::from_str(apns_id) {
+            response.headers_mut().insert("apns-id", apns_id);
+        }
+        let Some(refusal) = self.refusal else {
+            let _gone = respond.send_response(response, true);
+            return;
+        };
+        *response.status_mut() = StatusCode::from_u16(refusal.reason.status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Ok(mut body) = respond.send_response(response, false) {
+            let _gone = body.send_data(refusal.body().into(), true);
+        }
+    }
+}
+
+/// A random UUID, as APNs makes when the client chose none.
+fn random_id() -> Uuid {
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid()
+}

@@ -1,0 +1,349 @@
+//! A small XMPP server that has users with devices and federates with the push service.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Message, Recipient};
+use messages::{Clock, DeviceToken, Domain, Drain, NodeId, Probe, Secret};
+use rustls::RootCertStore;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+use crate::{Identity, SimulatorError};
+
+/// How the simulated server listens and behaves.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Its domain. Default `chat.localhost`.
+    pub domain: String,
+    /// Where other servers reach it; port 0 takes a free one. Default 127.0.0.1:0.
+    pub address: SocketAddr,
+    /// The domain of the push service. Default `push.localhost`.
+    pub service: String,
+    /// Where the push service listens for servers; may be told later by [`ServiceAt`]. Default none.
+    pub service_address: Option<SocketAddr>,
+    /// How it proves its domain on the stream it opens. Default `external`.
+    pub authentication: Authentication,
+    /// How long a request may take until it counts as unanswered, in milliseconds. Default 30000.
+    pub reply_timeout_millis: u64,
+    /// How long connecting and authenticating may take, in milliseconds. Default 10000.
+    pub connect_timeout_millis: u64,
+    /// Requests that may be unanswered at a time, floods aside. Default 4096.
+    pub requests_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            domain: "chat.localhost".into(),
+            address: (Ipv4Addr::LOCALHOST, 0).into(),
+            service: "push.localhost".into(),
+            service_address: None,
+            authentication: Authentication::External,
+            reply_timeout_millis: 30_000,
+            connect_timeout_millis: 10_000,
+            requests_max: 4096,
+        }
+    }
+}
+
+/// How a server proves its domain to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Authentication {
+    /// SASL EXTERNAL with its certificate (XEP-0178).
+    #[default]
+    External,
+    /// Server dialback (XEP-0220).
+    Dialback,
+}
+
+/// What the simulated server stands on.
+pub struct Edges {
+    /// Its certificate, for its domain.
+    pub identity: Identity,
+    /// Whom it trusts.
+    pub roots: Arc<RootCertStore>,
+    /// What certificates are compared with.
+    pub clock: Clock,
+}
+
+/// How to reach a running simulator. All of it works from any thread.
+#[derive(Clone, Debug)]
+pub struct Handles {
+    /// Its domain.
+    pub domain: Domain,
+    /// Where it listens for servers.
+    pub address: SocketAddr,
+    /// Tells it where the push service listens.
+    pub service_at: Recipient<ServiceAt>,
+    /// Registers a device for a user.
+    pub register: Recipient<RegisterDevice>,
+    /// Ends a registration.
+    pub unregister: Recipient<UnregisterDevice>,
+    /// Publishes a push.
+    pub trigger: Recipient<Trigger>,
+    /// Pings the push service.
+    pub ping: Recipient<Ping>,
+    /// Writes raw XML on its stream.
+    pub send: Recipient<SendRaw>,
+    /// Opens the stream of stanzas that nobody waits for.
+    pub watch: Recipient<Watch>,
+    /// Publishes very many pushes.
+    pub flood: Recipient<Flood>,
+    /// Tells what was counted.
+    pub count: Recipient<Count>,
+    /// Stops it: closes its streams and takes no new ones.
+    pub drain: Recipient<Drain>,
+    /// Tells its counters in the form all actors share.
+    pub probe: Recipient<Probe>,
+}
+
+/// The push service listens there now. Streams that are open stay.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct ServiceAt(pub SocketAddr);
+
+/// A user registers a device with the push service, by the command `v1-register-push` of legacy Monal.
+/// The answer's status must literally be `complete`.
+#[derive(Clone, Message)]
+#[rtype(result = "Result<RegisteredDevice, SimulatorError>")]
+pub struct RegisterDevice {
+    /// Localpart of the user; the command comes from `user@domain/phone`.
+    pub user: String,
+    /// The device UUID that the client chose.
+    pub node: NodeId,
+    /// The device's token.
+    pub device_token: DeviceToken,
+}
+
+/// What the push service gave for a device.
+#[derive(Debug)]
+pub struct RegisteredDevice {
+    /// The node to publish to.
+    pub node: NodeId,
+    /// The secret to publish with.
+    pub secret: Secret,
+    /// From the request to its answer, connecting included.
+    pub took: Duration,
+}
+
+/// A user ends a registration, by the command `v1-unregister-push`. Answered with the time it took.
+#[derive(Clone, Message)]
+#[rtype(result = "Result<Duration, SimulatorError>")]
+pub struct UnregisterDevice {
+    /// Localpart of the user.
+    pub user: String,
+    /// The node registered.
+    pub node: NodeId,
+}
+
+/// The server publishes a push to a node. An error stanza is an answer too.
+#[derive(Clone, Message)]
+#[rtype(result = "Result<Answered, SimulatorError>")]
+pub struct Trigger {
+    /// The node.
+    pub node: NodeId,
+    /// The secret that the client enabled push with.
+    pub secret: Option<Secret>,
+    /// Whether there is a message with a body.
+    pub has_body: bool,
+    /// Whose form the publish has.
+    pub shape: PublishShape,
+}
+
+/// Whose publishes to imitate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PublishShape {
+    /// Prosody with `mod_cloud_notify`: a summary form of type `form` with empty fields.
+    #[default]
+    Prosody,
+    /// ejabberd with `mod_push`: a summary of type `submit` for a body, else no summary at all.
+    Ejabberd,
+}
+
+/// The server pings the push service (XEP-0199). An error stanza is an answer too.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<Answered, SimulatorError>")]
+pub struct Ping;
+
+/// The answer to an iq and how long it took, connecting included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// What was answered.
+    pub answer: Answer,
+    /// From the request to its answer.
+    pub took: Duration,
+}
+
+/// What an iq was answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// `result`.
+    Result,
+    /// `error`.
+    Error(StanzaError),
+}
+
+/// Type and condition of an error stanza (RFC 6120 §8.3).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StanzaError {
+    /// `cancel`, `wait` and so on.
+    pub kind: String,
+    /// The condition's element name, such as `item-not-found`.
+    pub condition: String,
+}
+
+impl fmt::Display for StanzaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.condition)
+    }
+}
+
+/// Writes XML on the stream to the push service as it is, for tests that misbehave. Answered when it is
+/// written.
+#[derive(Clone, Message)]
+#[rtype(result = "Result<(), SimulatorError>")]
+pub struct SendRaw(pub String);
+
+/// Opens the stream of stanzas that came in and that no request waits for; a stream opened before ends.
+/// What does not fit is counted.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Incoming")]
+pub struct Watch {
+    /// Most stanzas that wait to be looked at.
+    pub capacity: usize,
+}
+
+/// The stream of stanzas that no request waits for.
+#[derive(actix::MessageResponse)]
+pub struct Incoming(pub mpsc::Receiver<Stanza>);
+
+/// A stanza as it came in, for a test to look at.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Stanza {
+    /// `iq`, `message` or `presence`.
+    pub name: String,
+    /// Sender.
+    pub from: String,
+    /// Addressee.
+    pub to: String,
+    /// The `type` attribute.
+    pub kind: Option<String>,
+    /// The `id` attribute.
+    pub id: Option<String>,
+    /// The whole stanza.
+    pub xml: String,
+}
+
+/// Publishes very many pushes in the shortest form that Prosody would send, and waits for all answers.
+#[derive(Clone, Message)]
+#[rtype(result = "Result<FloodReport, SimulatorError>")]
+pub struct Flood {
+    /// Whom to publish to, in turn: node and secret.
+    pub devices: Vec<(NodeId, Secret)>,
+    /// How many pushes.
+    pub pushes: u32,
+    /// How fast.
+    pub pace: Pace,
+    /// Streams to publish on, each a connection of its own.
+    pub streams: usize,
+    /// Whether there is a message with a body.
+    pub has_body: bool,
+    /// Whose form the publishes have.
+    pub shape: PublishShape,
+    /// How long to wait for the answers once all is written.
+    pub patience: Duration,
+}
+
+/// How fast a flood flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As many unanswered at a time, over all streams: a new one for each answer.
+    Outstanding(u32),
+    /// As many per second, whatever is unanswered; latencies count from when each was due.
+    PerSecond(u32),
+}
+
+/// What came of a flood.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FloodReport {
+    /// Pushes written.
+    pub sent: u64,
+    /// Answered with `result`.
+    pub results: u64,
+    /// Answered with `error`, by type and condition.
+    pub errors: BTreeMap<StanzaError, u64>,
+    /// Answers to an iq that had its answer before.
+    pub duplicates: u64,
+    /// Answers with a wrong address or to an iq that was never sent.
+    pub strays: u64,
+    /// Pushes without an answer.
+    pub unanswered: u64,
+    /// From the first push to the last answer.
+    pub elapsed: Duration,
+    /// Time from push to answer of each answered push, sorted, in microseconds.
+    pub latencies_micros: Vec<u32>,
+}
+
+impl FloodReport {
+    /// The latency that `share` (0 to 1) of the answered pushes did not exceed, in microseconds.
+    #[must_use]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index into a list of latencies"
+    )]
+    pub fn quantile_micros(&self, share: f64) -> u32 {
+        let last = self.latencies_micros.len().saturating_sub(1);
+        let index = (last as f64 * share.clamp(0.0, 1.0)).ceil() as usize;
+        self.latencies_micros.get(index).copied().unwrap_or(0)
+    }
+
+    /// Answered pushes per second.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
+    pub fn rate(&self) -> f64 {
+        let answered = self.latencies_micros.len() as f64;
+        answered / self.elapsed.as_secs_f64().max(f64::EPSILON)
+    }
+
+    /// Whether every push got exactly one answer and that a `result`.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.results == self.sent && self.duplicates == 0 && self.strays == 0
+    }
+}
+
+/// Asks what was counted.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Counters")]
+pub struct Count;
+
+/// What was counted since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, actix::MessageResponse)]
+pub struct Counters {
+    /// Iqs written that want an answer.
+    pub requests: u64,
+    /// Answers that a request waited for.
+    pub answers: u64,
+    /// Answers to an iq that was answered before, or is unknown.
+    pub strays: u64,
+    /// Answers with the right id from or to a wrong address.
+    pub wrong_addresses: u64,
+    /// Requests that were not answered in time.
+    pub unanswered: u64,
+    /// Breaches of the rules of streams and stanzas, each with its explanation.
+    pub violations: BTreeMap<&'static str, u64>,
+    /// Streams that other servers opened and authenticated.
+    pub streams_in: u64,
+    /// Streams opened and authenticated.
+    pub streams_out: u64,
+    /// Stanzas that no watcher could take.
+    pub unobserved: u64,
+}
