@@ -1,0 +1,119 @@
+//! What a served domain answers to everything that is no publish. Pure: a stanza in, an answer out.
+
+mod commands;
+mod dialect;
+mod disco;
+mod form;
+
+use messages::{AppId, Domain, Register, Unregister};
+
+pub(crate) use dialect::v1::PendingCommand;
+
+use crate::config::Contacts;
+use crate::jid::Jid;
+use crate::xml::stanza::{self, Condition, ErrorType, IqHead, StanzaError};
+use crate::xml::{Element, ns, write};
+
+/// One served domain.
+#[derive(Debug)]
+pub(crate) struct Service {
+    /// The domain.
+    pub(crate) domain: Domain,
+    /// The apps devices may register for; the v1 dialect cannot choose and takes the first.
+    pub(crate) apps: Vec<AppId>,
+    /// Whom to turn to (XEP-0157).
+    pub(crate) contacts: Contacts,
+    /// The program's name (XEP-0092).
+    pub(crate) software: &'static str,
+    /// The program's version (XEP-0092).
+    pub(crate) version: &'static str,
+}
+
+/// What to do about a stanza.
+pub(crate) enum Answer {
+    /// Nothing: it is an answer itself, a message or presence.
+    Nothing,
+    /// Send these bytes.
+    Reply(Vec<u8>),
+    /// Ask the registry, then send [`PendingCommand::registered`].
+    Register(Register, PendingCommand),
+    /// Ask the registry, then send [`PendingCommand::unregistered`].
+    Unregister(Unregister, PendingCommand),
+    /// No stanza at all: end the stream with `unsupported-stanza-type`.
+    Unsupported,
+    /// A stanza without both addresses: end the stream with `improper-addressing` (RFC 6120 §8.1).
+    Unaddressed,
+}
+
+/// Answers a stanza whose sender is authenticated and whose `to` is at the domain of `service`.
+pub(crate) fn answer(stanza: &Element, service: &Service) -> Answer {
+    let head = IqHead::of(stanza);
+    match (stanza.namespace(), stanza.name(), head) {
+        (ns::SERVER, "iq", Some(head)) => answer_iq(stanza, &head, service),
+        (ns::SERVER, "message" | "presence", Some(_)) => Answer::Nothing,
+        (ns::SERVER, "iq" | "message" | "presence", None) => Answer::Unaddressed,
+        _ => Answer::Unsupported,
+    }
+}
+
+fn answer_iq(iq: &Element, head: &IqHead<'_>, service: &Service) -> Answer {
+    let get = match iq.attribute("type") {
+        Some("get") => true,
+        Some("set") => false,
+        Some("result" | "error") => return Answer::Nothing,
+        _ => return refuse(head, BAD_REQUEST),
+    };
+    let mut children = iq.elements();
+    let (Some(request), None, Some(_)) = (children.next(), children.next(), &head.id) else {
+        return refuse(head, BAD_REQUEST);
+    };
+    if !Jid::parse(&head.to).is_ok_and(|to| to.is_domain()) {
+        return refuse(head, SERVICE_UNAVAILABLE);
+    }
+    match (get, request.namespace(), request.name()) {
+        (true, ns::DISCO_INFO, "query") => disco::info(request, head, service),
+        (true, ns::DISCO_ITEMS, "query") => disco::items(request, head, service),
+        (true, ns::PING, "ping") => reply(|out| stanza::result(out, head, |_| {})),
+        (true, ns::VERSION, "query") => software_version(head, service),
+        (false, ns::COMMANDS, "command") => commands::execute(request, head, service),
+        (_, ns::PUBSUB | ns::PUBSUB_OWNER, "pubsub") => refuse(
+            head,
+            StanzaError::new(ErrorType::Cancel, Condition::FeatureNotImplemented),
+        ),
+        _ => refuse(head, SERVICE_UNAVAILABLE),
+    }
+}
+
+fn software_version(head: &IqHead<'_>, service: &Service) -> Answer {
+    reply(|out| {
+        stanza::result(out, head, |out| {
+            write::element(out, "query", &[("xmlns", ns::VERSION)], |out| {
+                write::element(out, "name", &[], |out| write::text(out, service.software));
+                write::element(out, "version", &[], |out| write::text(out, service.version));
+            });
+        });
+    })
+}
+
+const BAD_REQUEST: StanzaError<'_> = StanzaError::new(ErrorType::Modify, Condition::BadRequest);
+const SERVICE_UNAVAILABLE: StanzaError<'_> =
+    StanzaError::new(ErrorType::Cancel, Condition::ServiceUnavailable);
+const ITEM_NOT_FOUND: StanzaError<'_> =
+    StanzaError::new(ErrorType::Cancel, Condition::ItemNotFound);
+
+fn refuse(head: &IqHead<'_>, error: StanzaError<'_>) -> Answer {
+    reply(|out| stanza::error(out, head, error))
+}
+
+fn reply(render: impl FnOnce(&mut Vec<u8>)) -> Answer {
+    Answer::Reply(rendered(render))
+}
+
+fn rendered(render: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    render(&mut out);
+    out
+}
+
+#[cfg(test)]
+mod tests;

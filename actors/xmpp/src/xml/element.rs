@@ -1,0 +1,138 @@
+//! A small owned tree, for all that is no publish.
+
+use std::borrow::Cow;
+
+use messages::redacted_debug;
+
+use super::events::{Event, Events};
+use super::{Namespaces, XmlError};
+
+/// An element with everything in it.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Element {
+    name: Box<str>,
+    namespace: Box<str>,
+    attributes: Vec<Attribute>,
+    children: Vec<Node>,
+}
+
+#[derive(PartialEq, Eq)]
+struct Attribute {
+    /// Empty for an attribute without prefix.
+    namespace: Box<str>,
+    name: Box<str>,
+    value: Box<str>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Node {
+    Element(Element),
+    Text(String),
+}
+
+// Stanzas are personal data.
+redacted_debug!(Element);
+
+impl Element {
+    /// Reads a whole unit.
+    ///
+    /// # Errors
+    /// [`XmlError::NotWellFormed`], [`XmlError::RestrictedXml`] or [`XmlError::TooManyNamespaces`].
+    pub(crate) fn read(unit: &str, namespaces: &Namespaces) -> Result<Self, XmlError> {
+        let mut events = Events::new(unit, namespaces)?;
+        events.root()?;
+        let mut element = Self::of(&events);
+        let mut parents = Vec::new();
+        loop {
+            match events.next()? {
+                Event::Start => {
+                    parents.push(std::mem::replace(&mut element, Self::of(&events)));
+                }
+                Event::Text(text) => element.push_text(&text),
+                Event::End => match parents.pop() {
+                    Some(mut parent) => {
+                        std::mem::swap(&mut element, &mut parent);
+                        element.children.push(Node::Element(parent));
+                    }
+                    None => break,
+                },
+                Event::Eof => return Err(XmlError::NotWellFormed),
+            }
+        }
+        events.drain()?;
+        Ok(element)
+    }
+
+    /// The local name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The namespace, empty for none.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Whether the element has this name and namespace.
+    pub(crate) fn is(&self, name: &str, namespace: &str) -> bool {
+        *self.name == *name && *self.namespace == *namespace
+    }
+
+    /// An attribute without prefix.
+    pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes
+            .iter()
+            .find(|attribute| attribute.namespace.is_empty() && *attribute.name == *name)
+            .map(|attribute| &*attribute.value)
+    }
+
+    /// The child elements.
+    pub(crate) fn elements(&self) -> impl Iterator<Item = &Self> {
+        self.children.iter().filter_map(|child| match child {
+            Node::Element(element) => Some(element),
+            Node::Text(_) => None,
+        })
+    }
+
+    /// The first child element with this name and namespace.
+    pub(crate) fn child(&self, name: &str, namespace: &str) -> Option<&Self> {
+        self.elements().find(|child| child.is(name, namespace))
+    }
+
+    /// The element's own text.
+    pub(crate) fn text(&self) -> Cow<'_, str> {
+        let mut whole = Cow::Borrowed("");
+        for child in &self.children {
+            match child {
+                Node::Text(text) => whole += text.as_str(),
+                Node::Element(_) => {}
+            }
+        }
+        whole
+    }
+
+    /// The element that began last, still without content.
+    fn of(events: &Events<'_, '_>) -> Self {
+        let attributes = events.attributes().iter().map(|attribute| Attribute {
+            namespace: match attribute.prefix {
+                "" => "".into(),
+                prefix => events.resolve(prefix).unwrap_or_default().into(),
+            },
+            name: attribute.name.into(),
+            value: (*attribute.value).into(),
+        });
+        Self {
+            name: events.name().into(),
+            namespace: events.namespace().into(),
+            attributes: attributes.collect(),
+            children: Vec::new(),
+        }
+    }
+
+    fn push_text(&mut self, text: &str) {
+        match self.children.last_mut() {
+            Some(Node::Text(last)) => last.push_str(text),
+            _ => self.children.push(Node::Text(text.to_owned())),
+        }
+    }
+}

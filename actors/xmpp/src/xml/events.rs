@@ -1,0 +1,524 @@
+//! A strict reader of one unit.
+//!
+//! quick-xml finds the events and matches end tags. It is lenient in ways that XML is not, and leaves
+//! namespaces of slices without their stream header unresolved, so this reader adds: no control or
+//! other forbidden characters, raw or as references; names that are names; white space between
+//! attributes and no `<` in their values; no duplicate attributes; no unbound prefix or illegal
+//! binding; no `]]>` in text; no entity but the predefined five; nothing outside the root; no comments,
+//! processing instructions, DTDs or CDATA sections.
+
+use std::borrow::Cow;
+
+use memchr::memmem;
+use quick_xml::Reader;
+use quick_xml::events::Event as Raw;
+
+use super::{Namespaces, XmlError, ns};
+
+/// Most namespace declarations in scope inside one unit. Names are resolved by a linear search, and
+/// real stanzas have fewer than ten.
+const BINDINGS_MAX: usize = 64;
+
+/// What comes next in a unit.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Event<'a> {
+    /// An element begins; [`Events`] tells which.
+    Start,
+    /// Character data. One run may come in several pieces.
+    Text(Cow<'a, str>),
+    /// The innermost open element ends.
+    End,
+    /// The root has ended, and so has the unit.
+    Eof,
+}
+
+/// An attribute that is no namespace declaration.
+pub(crate) struct Attribute<'a> {
+    /// Prefix as written, empty for none.
+    pub(crate) prefix: &'a str,
+    /// Name without the prefix.
+    pub(crate) name: &'a str,
+    /// Unescaped value.
+    pub(crate) value: Cow<'a, str>,
+}
+
+/// A namespace declaration inside the unit.
+struct Binding<'a> {
+    depth: u32,
+    prefix: &'a str,
+    namespace: Cow<'a, str>,
+}
+
+/// Reads a unit event by event. Strings borrow from the unit unless they need unescaping.
+pub(crate) struct Events<'a, 'n> {
+    unit: &'a str,
+    reader: Reader<&'a [u8]>,
+    inherited: &'n Namespaces,
+    bindings: Vec<Binding<'a>>,
+    /// Open elements.
+    depth: u32,
+    /// Whether the root was seen.
+    rooted: bool,
+    /// Whether the element that began last is an empty-element tag, so that its end comes next.
+    empty: bool,
+    /// Prefix and local name of the element that began last.
+    name: (&'a str, &'a str),
+    /// Attributes of the element that began last.
+    attributes: Vec<Attribute<'a>>,
+}
+
+impl<'a, 'n> Events<'a, 'n> {
+    /// Reads `unit`, which inherits the declarations of its stream header.
+    ///
+    /// # Errors
+    /// [`XmlError::NotWellFormed`] when it holds a character that XML cannot carry.
+    pub(crate) fn new(unit: &'a str, inherited: &'n Namespaces) -> Result<Self, XmlError> {
+        if has_forbidden_characters(unit.as_bytes()) {
+            return Err(XmlError::NotWellFormed);
+        }
+        Ok(Self {
+            unit,
+            reader: Reader::from_str(unit),
+            inherited,
+            bindings: Vec::new(),
+            depth: 0,
+            rooted: false,
+            empty: false,
+            name: ("", ""),
+            attributes: Vec::new(),
+        })
+    }
+
+    /// The next event.
+    ///
+    /// # Errors
+    /// [`XmlError::NotWellFormed`], [`XmlError::RestrictedXml`] or [`XmlError::TooManyNamespaces`].
+    pub(crate) fn next(&mut self) -> Result<Event<'a>, XmlError> {
+        if self.empty {
+            self.empty = false;
+            return self.end();
+        }
+        loop {
+            let before = self.reader.buffer_position();
+            let raw = self.reader.read_event();
+            match raw.map_err(|_| XmlError::NotWellFormed)? {
+                Raw::Start(_) => return self.start(before, ">"),
+                Raw::Empty(_) => {
+                    self.empty = true;
+                    return self.start(before, "/>");
+                }
+                Raw::End(_) => return self.end(),
+                Raw::Text(text) => {
+                    let text = text.into_inner();
+                    if memmem::find(text.as_bytes(), b"]]>").is_some() {
+                        return Err(XmlError::NotWellFormed);
+                    }
+                    if self.depth > 0 {
+                        return Ok(Event::Text(with_plain_line_ends(text)));
+                    }
+                    if !text.bytes().all(is_whitespace) {
+                        return Err(XmlError::NotWellFormed);
+                    }
+                }
+                Raw::GeneralRef(reference) if self.depth > 0 => {
+                    return resolve_reference(&reference.into_inner()).map(Event::Text);
+                }
+                Raw::GeneralRef(_) => return Err(XmlError::NotWellFormed),
+                Raw::Eof if self.depth == 0 && self.rooted => return Ok(Event::Eof),
+                Raw::Eof => return Err(XmlError::NotWellFormed),
+                Raw::CData(_) | Raw::Comment(_) | Raw::Decl(_) | Raw::PI(_) | Raw::DocType(_) => {
+                    return Err(XmlError::RestrictedXml);
+                }
+            }
+        }
+    }
+
+    /// Goes to the root element.
+    ///
+    /// # Errors
+    /// As [`Events::next`].
+    pub(crate) fn root(&mut self) -> Result<(), XmlError> {
+        match self.next()? {
+            Event::Start => Ok(()),
+            Event::Text(_) | Event::End | Event::Eof => Err(XmlError::NotWellFormed),
+        }
+    }
+
+    /// Goes to the next child of the element whose content is being read, past any text. After `false`
+    /// that element has ended. A child has to be read to its end before the next call.
+    ///
+    /// # Errors
+    /// As [`Events::next`].
+    pub(crate) fn child(&mut self) -> Result<bool, XmlError> {
+        loop {
+            match self.next()? {
+                Event::Start => return Ok(true),
+                Event::Text(_) => {}
+                Event::End => return Ok(false),
+                Event::Eof => return Err(XmlError::NotWellFormed),
+            }
+        }
+    }
+
+    /// Reads to the end of the element that began last.
+    ///
+    /// # Errors
+    /// As [`Events::next`].
+    pub(crate) fn skip(&mut self) -> Result<(), XmlError> {
+        self.finish(|_| {})
+    }
+
+    /// Reads to the end of the element that began last, and hands over its own text piece by piece.
+    ///
+    /// # Errors
+    /// As [`Events::next`].
+    pub(crate) fn finish(&mut self, mut text: impl FnMut(Cow<'a, str>)) -> Result<(), XmlError> {
+        let inside = self.depth;
+        while self.depth >= inside {
+            match self.next()? {
+                Event::Text(piece) if self.depth == inside => text(piece),
+                Event::Eof => return Err(XmlError::NotWellFormed),
+                Event::Start | Event::Text(_) | Event::End => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads to the end of the element that began last and returns its own text, borrowed when it is in
+    /// one piece.
+    ///
+    /// # Errors
+    /// As [`Events::next`].
+    pub(crate) fn text(&mut self) -> Result<Cow<'a, str>, XmlError> {
+        let mut whole = Cow::Borrowed("");
+        self.finish(|piece| {
+            if whole.is_empty() {
+                whole = piece;
+            } else {
+                whole.to_mut().push_str(&piece);
+            }
+        })?;
+        Ok(whole)
+    }
+
+    /// Reads to the end of the unit.
+    ///
+    /// # Errors
+    /// As [`Events::next`].
+    pub(crate) fn drain(&mut self) -> Result<(), XmlError> {
+        while self.next()? != Event::Eof {}
+        Ok(())
+    }
+
+    /// Whether the element that began last has this name and namespace.
+    pub(crate) fn is(&self, name: &str, namespace: &str) -> bool {
+        self.name() == name && self.namespace() == namespace
+    }
+
+    /// The local name of the element that began last.
+    pub(crate) const fn name(&self) -> &'a str {
+        self.name.1
+    }
+
+    /// The prefix of the element that began last, empty for none.
+    pub(crate) const fn prefix(&self) -> &'a str {
+        self.name.0
+    }
+
+    /// The namespace of the element that began last, empty for none.
+    pub(crate) fn namespace(&self) -> &str {
+        self.resolve(self.prefix()).unwrap_or_default()
+    }
+
+    /// An attribute without prefix of the element that began last.
+    pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes
+            .iter()
+            .find(|attribute| attribute.prefix.is_empty() && attribute.name == name)
+            .map(|attribute| &*attribute.value)
+    }
+
+    /// Takes an attribute without prefix out of the element that began last.
+    pub(crate) fn take_attribute(&mut self, name: &str) -> Option<Cow<'a, str>> {
+        let at = self
+            .attributes
+            .iter()
+            .position(|attribute| attribute.prefix.is_empty() && attribute.name == name)?;
+        Some(self.attributes.swap_remove(at).value)
+    }
+
+    /// All attributes of the element that began last.
+    pub(crate) fn attributes(&self) -> &[Attribute<'a>] {
+        &self.attributes
+    }
+
+    /// The declarations of the unit in scope, outermost first: prefix and namespace.
+    pub(crate) fn declarations(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.bindings
+            .iter()
+            .map(|binding| (binding.prefix, &*binding.namespace))
+    }
+
+    /// The namespace bound to a prefix. The empty prefix, unbound, is in no namespace.
+    pub(crate) fn resolve(&self, prefix: &str) -> Option<&str> {
+        let declared = self.bindings.iter().rev();
+        let mut declared = declared.filter(|binding| binding.prefix == prefix);
+        match declared.next() {
+            Some(binding) => Some(&binding.namespace),
+            None => match self.inherited.resolve(prefix) {
+                Some(namespace) => Some(namespace),
+                None if prefix.is_empty() => Some(""),
+                None if prefix == "xml" => Some(ns::XML),
+                None => None,
+            },
+        }
+    }
+
+    /// Takes the tag from `before` to where the reader stands now, less `closing`.
+    fn start(&mut self, before: u64, closing: &str) -> Result<Event<'a>, XmlError> {
+        if self.depth == 0 && self.rooted {
+            return Err(XmlError::NotWellFormed);
+        }
+        self.rooted = true;
+        self.depth += 1;
+        let tag = self.slice(before, self.reader.buffer_position())?;
+        let content = tag
+            .strip_prefix('<')
+            .and_then(|tag| tag.strip_suffix(closing));
+        let content = content.ok_or(XmlError::NotWellFormed)?;
+        let end = content.bytes().position(is_whitespace);
+        let (name, attributes) = content.split_at(end.unwrap_or(content.len()));
+        self.name = split_name(name)?;
+        self.scan_attributes(attributes)?;
+        if self.prefix() == "xmlns" || self.resolve(self.prefix()).is_none() {
+            return Err(XmlError::NotWellFormed);
+        }
+        Ok(Event::Start)
+    }
+
+    fn end(&mut self) -> Result<Event<'a>, XmlError> {
+        while (self.bindings.last()).is_some_and(|binding| binding.depth == self.depth) {
+            self.bindings.pop();
+        }
+        self.depth = self.depth.checked_sub(1).ok_or(XmlError::NotWellFormed)?;
+        Ok(Event::End)
+    }
+
+    fn slice(&self, from: u64, to: u64) -> Result<&'a str, XmlError> {
+        let from = usize::try_from(from).map_err(|_| XmlError::NotWellFormed)?;
+        let to = usize::try_from(to).map_err(|_| XmlError::NotWellFormed)?;
+        self.unit.get(from..to).ok_or(XmlError::NotWellFormed)
+    }
+
+    fn scan_attributes(&mut self, raw: &'a str) -> Result<(), XmlError> {
+        self.attributes.clear();
+        for attribute in scan_attributes(raw) {
+            let attribute = attribute?;
+            let twice = |other: &Attribute<'_>| {
+                other.name == attribute.name && other.prefix == attribute.prefix
+            };
+            if self.attributes.iter().any(twice) {
+                return Err(XmlError::NotWellFormed);
+            }
+            self.attributes.push(attribute);
+        }
+        if raw.contains("xmlns") {
+            self.bind()?;
+        }
+        self.check_prefixes()
+    }
+
+    /// Moves the declarations among the attributes to the bindings.
+    fn bind(&mut self) -> Result<(), XmlError> {
+        let depth = self.depth;
+        let declares = |attribute: &mut Attribute<'_>| match attribute.prefix {
+            "" => attribute.name == "xmlns",
+            prefix => prefix == "xmlns",
+        };
+        for attribute in self.attributes.extract_if(.., declares) {
+            let prefix = match attribute.prefix {
+                "" => "",
+                _ => attribute.name,
+            };
+            let namespace = attribute.value;
+            let legal = match prefix {
+                "xml" => namespace == ns::XML,
+                "xmlns" => false,
+                "" => namespace != ns::XML && namespace != ns::XMLNS,
+                _ => !namespace.is_empty() && namespace != ns::XML && namespace != ns::XMLNS,
+            };
+            if !legal {
+                return Err(XmlError::NotWellFormed);
+            }
+            if self.bindings.len() >= BINDINGS_MAX {
+                return Err(XmlError::TooManyNamespaces);
+            }
+            self.bindings.push(Binding {
+                depth,
+                prefix,
+                namespace,
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses unbound prefixes, and two prefixes of one namespace with the same attribute.
+    fn check_prefixes(&self) -> Result<(), XmlError> {
+        let prefixed = || (self.attributes.iter()).filter(|attribute| !attribute.prefix.is_empty());
+        for (index, attribute) in prefixed().enumerate() {
+            let Some(namespace) = self.resolve(attribute.prefix) else {
+                return Err(XmlError::NotWellFormed);
+            };
+            let same = |other: &Attribute<'_>| {
+                other.name == attribute.name && self.resolve(other.prefix) == Some(namespace)
+            };
+            if prefixed().take(index).any(same) {
+                return Err(XmlError::NotWellFormed);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads what follows the name in a tag: attributes, each after white space.
+pub(super) fn scan_attributes(raw: &str) -> impl Iterator<Item = Result<Attribute<'_>, XmlError>> {
+    let mut rest = Some(raw);
+    std::iter::from_fn(move || {
+        let raw = rest.take()?;
+        let trimmed = raw.trim_start_matches(WHITESPACE);
+        if trimmed.is_empty() {
+            return None;
+        }
+        if trimmed.len() == raw.len() {
+            return Some(Err(XmlError::NotWellFormed));
+        }
+        Some(scan_attribute(trimmed).map(|(attribute, behind)| {
+            rest = Some(behind);
+            attribute
+        }))
+    })
+}
+
+fn scan_attribute(raw: &str) -> Result<(Attribute<'_>, &str), XmlError> {
+    let (name, rest) = raw.split_once('=').ok_or(XmlError::NotWellFormed)?;
+    let (prefix, name) = split_name(name.trim_end_matches(WHITESPACE))?;
+    let rest = rest.trim_start_matches(WHITESPACE);
+    let (value, rest) = match rest.strip_prefix('\'') {
+        Some(rest) => rest.split_once('\''),
+        None => rest.strip_prefix('"').and_then(|rest| rest.split_once('"')),
+    }
+    .ok_or(XmlError::NotWellFormed)?;
+    let attribute = Attribute {
+        prefix,
+        name,
+        value: unescape_value(value)?,
+    };
+    Ok((attribute, rest))
+}
+
+/// Unescapes and normalises an attribute value (XML 1.0 §3.3.3).
+fn unescape_value(raw: &str) -> Result<Cow<'_, str>, XmlError> {
+    let special = |byte| matches!(byte, b'<' | b'&' | b'\t' | b'\n' | b'\r');
+    if !raw.bytes().any(special) {
+        return Ok(Cow::Borrowed(raw));
+    }
+    let mut value = String::with_capacity(raw.len());
+    let mut rest = raw;
+    while let Some(at) = rest.bytes().position(special) {
+        let (plain, tail) = rest.split_at(at);
+        value.push_str(plain);
+        if let Some(tail) = tail.strip_prefix('&') {
+            let (reference, tail) = tail.split_once(';').ok_or(XmlError::NotWellFormed)?;
+            value.push_str(&resolve_reference(reference)?);
+            rest = tail;
+        } else if tail.starts_with('<') {
+            return Err(XmlError::NotWellFormed);
+        } else {
+            value.push(' ');
+            let tail = tail.strip_prefix("\r\n").or_else(|| tail.get(1..));
+            rest = tail.unwrap_or_default();
+        }
+    }
+    value.push_str(rest);
+    Ok(Cow::Owned(value))
+}
+
+/// The text of `&reference;`.
+fn resolve_reference(reference: &str) -> Result<Cow<'static, str>, XmlError> {
+    let code = match reference {
+        "amp" => return Ok(Cow::Borrowed("&")),
+        "lt" => return Ok(Cow::Borrowed("<")),
+        "gt" => return Ok(Cow::Borrowed(">")),
+        "apos" => return Ok(Cow::Borrowed("'")),
+        "quot" => return Ok(Cow::Borrowed("\"")),
+        other => match other.strip_prefix('#') {
+            Some(code) => code,
+            None if is_name(other) => return Err(XmlError::RestrictedXml),
+            None => return Err(XmlError::NotWellFormed),
+        },
+    };
+    let (digits, radix) = match code.strip_prefix('x') {
+        Some(digits) => (digits, 16),
+        None => (code, 10),
+    };
+    if !digits.chars().all(|c| c.is_digit(radix)) {
+        return Err(XmlError::NotWellFormed);
+    }
+    u32::from_str_radix(digits, radix)
+        .ok()
+        .and_then(char::from_u32)
+        .filter(|c| is_character(*c))
+        .map(|c| Cow::Owned(c.to_string()))
+        .ok_or(XmlError::NotWellFormed)
+}
+
+/// Splits a qualified name into prefix and local name.
+fn split_name(name: &str) -> Result<(&str, &str), XmlError> {
+    let (prefix, local) = match name.split_once(':') {
+        Some((prefix, local)) if is_name(prefix) => (prefix, local),
+        Some(_) => return Err(XmlError::NotWellFormed),
+        None => ("", name),
+    };
+    match is_name(local) {
+        true => Ok((prefix, local)),
+        false => Err(XmlError::NotWellFormed),
+    }
+}
+
+/// Whether this is a name without colon (XML Names §3). Beyond ASCII everything counts as a letter.
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes
+        .next()
+        .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_' || b >= 0x80)
+        && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.') || b >= 0x80)
+}
+
+const WHITESPACE: [char; 4] = [' ', '\t', '\r', '\n'];
+
+const fn is_whitespace(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+}
+
+/// Whether XML can carry this character (XML 1.0 §2.2).
+const fn is_character(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
+}
+
+fn has_forbidden_characters(bytes: &[u8]) -> bool {
+    // Without a branch per byte, so that it vectorises.
+    let control = |chunk: &[u8]| {
+        let bad = |byte: u8| u8::from(byte < 0x20) & u8::from(!is_whitespace(byte));
+        chunk.iter().fold(0, |found, byte| found | bad(*byte)) != 0
+    };
+    let beyond = |at| matches!(bytes.get(at..at + 3), Some([_, 0xbf, 0xbe | 0xbf]));
+    bytes.chunks(256).any(control) || memchr::memchr_iter(0xef, bytes).any(beyond)
+}
+
+/// Line ends as XML reports them (XML 1.0 §2.11).
+fn with_plain_line_ends(text: Cow<'_, str>) -> Cow<'_, str> {
+    match memchr::memchr(b'\r', text.as_bytes()) {
+        Some(_) => Cow::Owned(text.replace("\r\n", "\n").replace('\r', "\n")),
+        None => text,
+    }
+}

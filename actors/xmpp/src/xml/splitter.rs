@@ -1,0 +1,338 @@
+//! Cuts the receive buffer of a stream into units.
+//!
+//! The splitter looks at structure only (tags, quotes, depth) and holds every limit, so that nothing
+//! beyond a limit is ever stored. Whether a unit is well-formed is for [`super::events`] to say.
+
+use memchr::{memchr, memchr3};
+
+use super::XmlError;
+
+/// What one unit may be. Exceeding any of these is a `policy-violation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Most bytes of a unit. The receive buffer never has to be larger.
+    pub(crate) stanza_bytes_max: usize,
+    /// Most bytes of a tag, from `<` to `>`.
+    pub(crate) tag_bytes_max: usize,
+    /// Most bytes of an element's name.
+    pub(crate) name_bytes_max: usize,
+    /// Most attributes of a tag, namespace declarations among them.
+    pub(crate) attributes_max: usize,
+    /// Most levels of elements; the stanza itself is the first.
+    pub(crate) depth_max: usize,
+}
+
+/// What stands at the start of the buffer, with its length in bytes. The caller consumes that many
+/// before it asks again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// No whole unit yet: read more into the same buffer and ask again.
+    Incomplete,
+    /// A stream header, its XML declaration included.
+    Header(usize),
+    /// A whole child of the stream element.
+    Element(usize),
+    /// White space between units: a keepalive.
+    Whitespace(usize),
+    /// The closing tag of the stream.
+    Close(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// At the start of a unit.
+    Between,
+    /// In the XML declaration.
+    Declaration,
+    /// Behind the XML declaration.
+    Declared,
+    /// In character data.
+    Text,
+    /// Behind `<`.
+    Open,
+    /// In the name of a start tag.
+    Name,
+    /// In a start tag.
+    Tag,
+    /// In an attribute value with this quote.
+    Quoted(u8),
+    /// In an end tag.
+    End,
+}
+
+/// A resumable state machine over one receive buffer. It looks at no byte twice.
+#[derive(Debug)]
+pub(crate) struct Splitter {
+    limits: Limits,
+    /// Whether the next unit must be a stream header.
+    header: bool,
+    state: State,
+    /// Bytes of the current unit already looked at.
+    position: usize,
+    /// Where the current tag began.
+    tag_start: usize,
+    /// Attributes of the current tag so far.
+    attributes: usize,
+    /// Open elements of the current unit.
+    depth: usize,
+}
+
+enum Step {
+    On,
+    Starved,
+    Done(Unit),
+}
+
+impl Splitter {
+    /// Expects a stream header first.
+    pub(crate) const fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            header: true,
+            state: State::Between,
+            position: 0,
+            tag_start: 0,
+            attributes: 0,
+            depth: 0,
+        }
+    }
+
+    /// Changes the limits, for instance once the peer is authenticated.
+    pub(crate) const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Expects a stream header again (RFC 6120 §4.3.3). The buffer starts anew as well.
+    pub(crate) const fn restart(&mut self) {
+        *self = Self::new(self.limits);
+    }
+
+    /// Finds the unit at the start of `buffer`. Between two calls that return [`Unit::Incomplete`] the
+    /// buffer may only grow at its end.
+    ///
+    /// # Errors
+    /// Anything in [`XmlError`] that structure can show. The stream is over then.
+    pub(crate) fn next(&mut self, buffer: &[u8]) -> Result<Unit, XmlError> {
+        let unit = head(buffer, self.limits.stanza_bytes_max);
+        loop {
+            match self.step(unit)? {
+                Step::On => {}
+                Step::Starved if unit.len() >= self.limits.stanza_bytes_max => {
+                    return Err(XmlError::StanzaTooBig);
+                }
+                Step::Starved => return Ok(Unit::Incomplete),
+                Step::Done(found) => {
+                    self.header &= !matches!(found, Unit::Header(_));
+                    self.state = State::Between;
+                    self.position = 0;
+                    return Ok(found);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        match self.state {
+            State::Between => self.between(unit),
+            State::Declaration => self.declaration(unit),
+            State::Declared => self.declared(unit),
+            State::Text => self.text(unit),
+            State::Open => self.open(unit),
+            State::Name => self.name(unit),
+            State::Tag => self.tag(unit),
+            State::Quoted(quote) => self.quoted(unit, quote),
+            State::End => self.end(unit),
+        }
+    }
+
+    fn between(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        let blank = leading_whitespace(unit);
+        if blank > 0 {
+            return Ok(Step::Done(Unit::Whitespace(blank)));
+        }
+        self.depth = 0;
+        self.open_at(unit, 0)
+    }
+
+    fn declared(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        self.position += leading_whitespace(tail(unit, self.position));
+        self.open_at(unit, self.position)
+    }
+
+    /// Takes the `<` that has to stand at `position`.
+    fn open_at(&mut self, unit: &[u8], position: usize) -> Result<Step, XmlError> {
+        match unit.get(position) {
+            None => Ok(Step::Starved),
+            Some(b'<') => {
+                self.tag_start = position;
+                Ok(self.go(State::Open, position + 1))
+            }
+            Some(_) if self.header => Err(XmlError::NotWellFormed),
+            Some(_) => Err(XmlError::BadFormat),
+        }
+    }
+
+    fn text(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        match memchr(b'<', tail(unit, self.position)) {
+            Some(at) => self.open_at(unit, self.position + at),
+            None => Ok(self.starve(unit)),
+        }
+    }
+
+    fn open(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        match unit.get(self.position) {
+            None => Ok(Step::Starved),
+            Some(b'/') if self.header => Err(XmlError::NotWellFormed),
+            Some(b'/') => Ok(self.go(State::End, self.position + 1)),
+            Some(b'?') if self.header && self.tag_start == 0 => {
+                Ok(self.go(State::Declaration, self.position + 1))
+            }
+            Some(b'!' | b'?') => Err(XmlError::RestrictedXml),
+            Some(_) if self.depth >= self.limits.depth_max => Err(XmlError::TooDeep),
+            Some(_) => {
+                self.attributes = 0;
+                Ok(self.go(State::Name, self.position))
+            }
+        }
+    }
+
+    fn declaration(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        let Some(end) = self.find_in_tag(unit, |rest| memchr(b'>', rest))? else {
+            return Ok(Step::Starved);
+        };
+        let declaration = head(unit, end);
+        if !matches!(
+            declaration.strip_prefix(b"<?xml"),
+            Some([b' ' | b'\t' | b'\r' | b'\n', ..])
+        ) {
+            return Err(XmlError::RestrictedXml);
+        }
+        if declaration.last() != Some(&b'?') {
+            return Err(XmlError::NotWellFormed);
+        }
+        Ok(self.go(State::Declared, end + 1))
+    }
+
+    fn name(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        let start = self.tag_start + 1;
+        let longest = start.saturating_add(self.limits.name_bytes_max);
+        let window = head(unit, longest.saturating_add(1));
+        let rest = tail(window, self.position);
+        match rest.iter().position(|byte| ends_name(*byte)) {
+            Some(at) if self.position + at == start => Err(XmlError::NotWellFormed),
+            Some(at) => Ok(self.go(State::Tag, self.position + at)),
+            None if window.len() > longest => Err(XmlError::NameTooLong),
+            None => Ok(self.starve(window)),
+        }
+    }
+
+    fn tag(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        let Some(at) = self.find_in_tag(unit, |rest| memchr3(b'>', b'\'', b'"', rest))? else {
+            return Ok(Step::Starved);
+        };
+        match unit.get(at) {
+            Some(b'>') => self.start_tag(unit, at + 1),
+            Some(_) if self.attributes >= self.limits.attributes_max => {
+                Err(XmlError::TooManyAttributes)
+            }
+            Some(quote) => {
+                self.attributes += 1;
+                Ok(self.go(State::Quoted(*quote), at + 1))
+            }
+            None => Ok(Step::Starved),
+        }
+    }
+
+    fn quoted(&mut self, unit: &[u8], quote: u8) -> Result<Step, XmlError> {
+        match self.find_in_tag(unit, |rest| memchr(quote, rest))? {
+            Some(at) => Ok(self.go(State::Tag, at + 1)),
+            None => Ok(Step::Starved),
+        }
+    }
+
+    /// Takes a whole start tag that ends before `end`.
+    fn start_tag(&mut self, unit: &[u8], end: usize) -> Result<Step, XmlError> {
+        let empty = head(unit, end).ends_with(b"/>");
+        if self.header {
+            return match empty {
+                true => Err(XmlError::BadFormat),
+                false => Ok(Step::Done(Unit::Header(end))),
+            };
+        }
+        self.depth += usize::from(!empty);
+        if self.depth == 0 {
+            return Ok(Step::Done(Unit::Element(end)));
+        }
+        Ok(self.go(State::Text, end))
+    }
+
+    fn end(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        let Some(at) = self.find_in_tag(unit, |rest| memchr(b'>', rest))? else {
+            return Ok(Step::Starved);
+        };
+        let end = at + 1;
+        match self.depth {
+            0 => match tail(head(unit, at), 2).trim_ascii_end() {
+                b"stream:stream" => Ok(Step::Done(Unit::Close(end))),
+                _ => Err(XmlError::NotWellFormed),
+            },
+            1 => Ok(Step::Done(Unit::Element(end))),
+            _ => {
+                self.depth -= 1;
+                Ok(self.go(State::Text, end))
+            }
+        }
+    }
+
+    /// Searches on in the current tag, as far as the tag may reach.
+    fn find_in_tag(
+        &mut self,
+        unit: &[u8],
+        find: impl FnOnce(&[u8]) -> Option<usize>,
+    ) -> Result<Option<usize>, XmlError> {
+        let longest = self.tag_start.saturating_add(self.limits.tag_bytes_max);
+        let window = head(unit, longest);
+        if let Some(at) = find(tail(window, self.position)) {
+            return Ok(Some(self.position + at));
+        }
+        if window.len() >= longest {
+            return Err(XmlError::TagTooLong);
+        }
+        self.starve(window);
+        Ok(None)
+    }
+
+    const fn go(&mut self, state: State, position: usize) -> Step {
+        self.state = state;
+        self.position = position;
+        Step::On
+    }
+
+    const fn starve(&mut self, seen: &[u8]) -> Step {
+        self.position = seen.len();
+        Step::Starved
+    }
+}
+
+fn head(bytes: &[u8], len: usize) -> &[u8] {
+    bytes.get(..len).unwrap_or(bytes)
+}
+
+fn tail(bytes: &[u8], from: usize) -> &[u8] {
+    bytes.get(from..).unwrap_or_default()
+}
+
+fn leading_whitespace(bytes: &[u8]) -> usize {
+    bytes
+        .iter()
+        .take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n'))
+        .count()
+}
+
+/// What ends a name. A quote or a second `<` there is left for the reader of the unit to refuse.
+const fn ends_name(byte: u8) -> bool {
+    matches!(
+        byte,
+        b' ' | b'\t' | b'\r' | b'\n' | b'/' | b'>' | b'\'' | b'"'
+    )
+}
