@@ -95,6 +95,7 @@ impl Resolver {
                     registration: key,
                     app: app(apps, record.app),
                     device_token,
+                    renewed_at: record.renewed_at,
                     hint: publish.hint,
                 })
             } else {
