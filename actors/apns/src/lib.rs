@@ -1,1 +1,53 @@
 //! APNs client: connection pools over h2, provider tokens, verdicts.
+//!
+//! [`Upstreams::prepare`] loads keys and checks the configuration once. [`provider_tokens::start`] then
+//! runs one signer for the process, and [`pool::start`] one pool actor per lane. A push enters as
+//! [`messages::DeliverBatch`] and leaves as exactly one outcome per ticket; what else the verdict means
+//! goes out as [`messages::TouchBatch`] and [`messages::RejectedTokens`].
+//!
+//! | file | noun |
+//! |---|---|
+//! | `pool` | the actor of a lane: takes pushes in, ticks, drains |
+//! | `route` | the pushes of one lane for one endpoint and key, and the connections that take them |
+//! | `connection` | one connection as one task: sends, reads answers, pings, notices its end |
+//! | `connect` | name look-up to first SETTINGS |
+//! | `verdict` | what is done about an answer |
+//! | `ledger` | outcomes owed, and all that is told to other actors |
+//! | `reason`, `reply`, `request`, `payload`, `jwt` | the wire, without any state |
+//! | `guard`, `breaker`, `alarm`, `backoff` | when not to act |
+//!
+//! What may be sent again, and when:
+//!
+//! | what happened | the push |
+//! |---|---|
+//! | never written, refused, above the last stream of a GOAWAY | goes again at once, after many times with a pause |
+//! | connection lost or no answer in time: perhaps processed | goes again once, with the same `apns-id` |
+//! | 500, 503 | goes again after a pause while it is fresh |
+//! | provider token expired | waits for a newer one, goes again once |
+//! | no connection | stays queued while it is fresh |
+
+mod alarm;
+mod backoff;
+mod breaker;
+mod config;
+mod connect;
+mod connection;
+mod error;
+mod guard;
+mod jwt;
+mod ledger;
+mod payload;
+pub mod pool;
+pub mod provider_tokens;
+mod push;
+mod reason;
+mod reply;
+mod request;
+mod route;
+mod tls;
+mod upstream;
+mod verdict;
+
+pub use config::{AppConfig, Config, Environment};
+pub use error::Error;
+pub use upstream::{Upstreams, inspect};

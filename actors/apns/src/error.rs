@@ -1,0 +1,98 @@
+//! Why an app cannot be served, as far as its configuration says, and why a connection failed.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// A fault of the configuration, or of a connection. The text names the app and the key, and says what to
+/// do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A number of `[apns]` that cannot work.
+    #[error("[apns] {key} = {value}: choose a value from {min} to {max}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: u64,
+        /// Smallest value allowed.
+        min: u64,
+        /// Largest value allowed.
+        max: u64,
+    },
+    /// A required key is absent or empty.
+    #[error("[apps.{app}] {key} is missing: set it to {what}")]
+    Missing {
+        /// The app's name.
+        app: String,
+        /// The key.
+        key: &'static str,
+        /// What belongs there.
+        what: &'static str,
+    },
+    /// A value has the wrong form.
+    #[error("[apps.{app}] {key} is wrong: {problem}")]
+    Invalid {
+        /// The app's name.
+        app: String,
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it and what it should be.
+        problem: String,
+    },
+    /// A file cannot be read.
+    #[error("[apps.{app}] {key}: cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The app's name.
+        app: String,
+        /// The key that names the file.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("[apps.{app}] {key}: {}: {problem}", path.display())]
+    Unusable {
+        /// The app's name.
+        app: String,
+        /// The key that names the file.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
+    /// Two apps name one signing key and give different files for it.
+    #[error(
+        "[apps.{app}] key_file is not the key that [apps.{other}] has for the same team_id and key_id: \
+         correct the key_id of one of them"
+    )]
+    ConflictingKeys {
+        /// The later app's name.
+        app: String,
+        /// The earlier app's name.
+        other: String,
+    },
+    /// The name of the endpoint has no address, or looking it up failed.
+    #[error("cannot look up the address: {0}")]
+    LookUp(#[source] io::Error),
+    /// TCP or TLS failed.
+    #[error("cannot connect: {0}")]
+    Connect(#[source] io::Error),
+    /// TLS succeeded, but the peer did not choose HTTP/2.
+    #[error("the peer does not speak HTTP/2 (ALPN h2)")]
+    NotHttp2,
+    /// HTTP/2 failed before the connection was usable.
+    #[error("HTTP/2 failed before the first SETTINGS: {0}")]
+    Handshake(#[source] h2::Error),
+    /// The peer closed the connection before it was usable.
+    #[error("the peer closed before the first SETTINGS")]
+    ClosedEarly,
+    /// The connection was not usable in time.
+    #[error("no usable connection in time")]
+    ConnectTimeout,
+}

@@ -1,0 +1,251 @@
+//! The outcomes a lane owes, and everything it tells other actors.
+//!
+//! Exactly one outcome per ticket holds by construction: a ticket can be taken out of its batch once, and
+//! who drops a [`Claim`] without settling it settles it as [`Rejection::Internal`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::{Rc, Weak};
+
+use actix::Recipient;
+use messages::{
+    Origin, PushOutcome, RejectedToken, RejectedTokens, Rejection, Ticket, Touch, TouchBatch,
+};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// What one lane owes and what it has to tell. Telling is collected and leaves in [`Ledger::flush`].
+pub(crate) struct Ledger {
+    touch: Recipient<TouchBatch>,
+    rejected: Recipient<RejectedTokens>,
+    /// Batches with tickets still owed, by the time they must be told something.
+    owing: RefCell<BTreeMap<(Instant, u64), Weak<Batch>>>,
+    serial: Cell<u64>,
+    outcomes: Cell<Vec<(Rc<Batch>, Ticket, PushOutcome)>>,
+    touches: Cell<Vec<Touch>>,
+    dead: Cell<Vec<RejectedToken>>,
+    /// Pushes not yet finished, answered or not.
+    open: Cell<usize>,
+    changed: Notify,
+    /// What was counted.
+    pub(crate) counters: Counters,
+}
+
+/// Counters of one lane since its start.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) received: Cell<u64>,
+    pub(crate) accepted: Cell<u64>,
+    pub(crate) rejected: Cell<u64>,
+    pub(crate) deferred: Cell<u64>,
+    pub(crate) overloaded: Cell<u64>,
+    pub(crate) expired: Cell<u64>,
+    pub(crate) repeated: Cell<u64>,
+    pub(crate) resent: Cell<u64>,
+    pub(crate) timed_out: Cell<u64>,
+    pub(crate) unknown_reasons: Cell<u64>,
+    pub(crate) connections: Cell<u64>,
+    pub(crate) connect_failures: Cell<u64>,
+    pub(crate) messages_lost: Cell<u64>,
+}
+
+/// Adds one.
+pub(crate) fn count(counter: &Cell<u64>) {
+    counter.set(counter.get() + 1);
+}
+
+/// The tickets of one [`messages::DeliverBatch`].
+struct Batch {
+    ledger: Rc<Ledger>,
+    origin: Origin,
+    key: (Instant, u64),
+    tickets: Box<[Cell<Option<Ticket>>]>,
+    owed: Cell<usize>,
+}
+
+/// The duty to answer one ticket.
+pub(crate) struct Claim {
+    batch: Rc<Batch>,
+    slot: usize,
+}
+
+impl Ledger {
+    pub(crate) fn new(touch: Recipient<TouchBatch>, rejected: Recipient<RejectedTokens>) -> Self {
+        Self {
+            touch,
+            rejected,
+            owing: RefCell::default(),
+            serial: Cell::default(),
+            outcomes: Cell::default(),
+            touches: Cell::default(),
+            dead: Cell::default(),
+            open: Cell::default(),
+            changed: Notify::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes over tickets that must be told something by `due`; one claim per ticket, in order.
+    pub(crate) fn claims(
+        self: &Rc<Self>,
+        origin: Origin,
+        due: Instant,
+        tickets: impl ExactSizeIterator<Item = Ticket>,
+    ) -> Vec<Claim> {
+        let owed = tickets.len();
+        let key = (due, self.serial.replace(self.serial.get() + 1));
+        let batch = Rc::new(Batch {
+            ledger: Rc::clone(self),
+            origin,
+            key,
+            tickets: tickets.map(|ticket| Cell::new(Some(ticket))).collect(),
+            owed: Cell::new(owed),
+        });
+        if owed > 0 {
+            self.owing.borrow_mut().insert(key, Rc::downgrade(&batch));
+        }
+        self.open.set(self.open.get() + owed);
+        (0..owed)
+            .map(|slot| Claim {
+                batch: Rc::clone(&batch),
+                slot,
+            })
+            .collect()
+    }
+
+    /// Remembers a verdict for its registration.
+    pub(crate) fn touch(&self, touch: Touch) {
+        push(&self.touches, touch);
+    }
+
+    /// Remembers a dead token.
+    pub(crate) fn dead(&self, token: RejectedToken) {
+        push(&self.dead, token);
+    }
+
+    /// Tells [`PushOutcome::Deferred`] to what is due now and still owed.
+    pub(crate) fn defer_due(&self, now: Instant) {
+        while let Some(batch) = self.first_due(now) {
+            batch.settle_rest(PushOutcome::Deferred);
+        }
+    }
+
+    /// Tells `outcome` to everything still owed.
+    pub(crate) fn settle_all(&self, outcome: PushOutcome) {
+        let owing = self.owing.take();
+        for batch in owing.into_values().filter_map(|batch| batch.upgrade()) {
+            batch.settle_rest(outcome);
+        }
+    }
+
+    fn first_due(&self, now: Instant) -> Option<Rc<Batch>> {
+        let mut owing = self.owing.borrow_mut();
+        loop {
+            let first = owing.first_entry().filter(|first| first.key().0 <= now)?;
+            if let Some(batch) = first.remove().upgrade() {
+                return Some(batch);
+            }
+        }
+    }
+
+    /// How many pushes are not finished.
+    pub(crate) const fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Wakes who waits in [`Ledger::changed`].
+    pub(crate) fn notify(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Waits until the last open push is finished or a connection has ended.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Sends what was collected: one message per receiver.
+    pub(crate) fn flush(&self) {
+        let outcomes = self.outcomes.take();
+        if !outcomes.is_empty() {
+            let mut by_origin: HashMap<&Origin, Vec<(Ticket, PushOutcome)>> = HashMap::new();
+            for (batch, ticket, outcome) in &outcomes {
+                let items = by_origin.entry(&batch.origin).or_default();
+                items.push((*ticket, *outcome));
+            }
+            for (origin, items) in by_origin {
+                self.lost(origin.tell(items));
+            }
+        }
+        let items = self.touches.take();
+        let touched = items.len();
+        if touched > 0 && self.touch.try_send(TouchBatch { items }).is_err() {
+            self.lost(touched);
+        }
+        let items = self.dead.take();
+        let dead = items.len();
+        if dead > 0 && self.rejected.try_send(RejectedTokens { items }).is_err() {
+            self.lost(dead);
+        }
+    }
+
+    fn lost(&self, items: usize) {
+        let lost = &self.counters.messages_lost;
+        lost.set(lost.get() + items as u64);
+    }
+
+    fn tell(&self, batch: &Rc<Batch>, ticket: Ticket, outcome: PushOutcome) {
+        count(match outcome {
+            PushOutcome::Accepted => &self.counters.accepted,
+            PushOutcome::Deferred => &self.counters.deferred,
+            PushOutcome::Rejected(_) => &self.counters.rejected,
+        });
+        push(&self.outcomes, (Rc::clone(batch), ticket, outcome));
+    }
+}
+
+/// Appends without a borrow that could be held twice.
+fn push<T>(list: &Cell<Vec<T>>, item: T) {
+    let mut items = list.take();
+    items.push(item);
+    list.set(items);
+}
+
+impl Batch {
+    fn settle(self: &Rc<Self>, slot: usize, outcome: PushOutcome) {
+        let Some(ticket) = self.tickets.get(slot).and_then(Cell::take) else {
+            return;
+        };
+        self.ledger.tell(self, ticket, outcome);
+        self.owed.set(self.owed.get() - 1);
+        // A batch that owes nothing is not to be found when it falls due.
+        if self.owed.get() == 0
+            && let Ok(mut owing) = self.ledger.owing.try_borrow_mut()
+        {
+            owing.remove(&self.key);
+        }
+    }
+
+    fn settle_rest(self: &Rc<Self>, outcome: PushOutcome) {
+        for slot in 0..self.tickets.len() {
+            self.settle(slot, outcome);
+        }
+    }
+}
+
+impl Claim {
+    /// Tells the outcome, unless the ticket was told something before.
+    pub(crate) fn settle(&self, outcome: PushOutcome) {
+        self.batch.settle(self.slot, outcome);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.settle(PushOutcome::Rejected(Rejection::Internal));
+        let ledger = &self.batch.ledger;
+        ledger.open.set(ledger.open.get() - 1);
+        if ledger.open.get() == 0 {
+            ledger.notify();
+        }
+    }
+}

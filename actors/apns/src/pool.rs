@@ -1,0 +1,270 @@
+//! The actor of a lane: takes pushes in, hands them to the routes, keeps the time, and drains.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{
+    Actor, AsyncContext, Context, Handler, Recipient, ResponseFuture, Supervised, Supervisor,
+};
+use messages::{
+    DeliverBatch, Drain, Drained, ErrorReason, Health, Probe, ProviderTokenRefused, PushOutcome,
+    RejectedTokens, Rejection, SubscribeProviderToken, TouchBatch, UseProviderToken,
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::Upstreams;
+use crate::alarm::Alarm;
+use crate::ledger::{Ledger, count};
+use crate::payload::Kind;
+use crate::push::{Push, Tries, new_id};
+use crate::route::{Lane, Route};
+
+/// How often deadlines and pauses are looked at: one timer per lane instead of one per push.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long connections may take to close once a drain is over.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Who learns what besides the origins of the pushes.
+#[derive(Clone)]
+pub struct Edges {
+    /// Learns of each verdict.
+    pub touch: Recipient<TouchBatch>,
+    /// Learns of dead device tokens.
+    pub rejected: Recipient<RejectedTokens>,
+    /// Hands out provider tokens: [`crate::provider_tokens`].
+    pub subscribe: Recipient<SubscribeProviderToken>,
+    /// Learns of provider tokens called expired: [`crate::provider_tokens`].
+    pub refused: Recipient<ProviderTokenRefused>,
+}
+
+/// Where to reach the actor.
+#[derive(Clone)]
+pub struct Handles {
+    /// Takes pushes. Each ticket is told exactly one outcome.
+    pub deliver: Recipient<DeliverBatch>,
+    /// Finishes what is in hand; what is left at the deadline is `Unavailable`.
+    pub drain: Recipient<Drain>,
+    /// Reads the counters.
+    pub probe: Recipient<Probe>,
+}
+
+/// Starts the pools of one lane on the current arbiter. Connections open with the first push.
+#[must_use]
+pub fn start(upstreams: &Upstreams, edges: Edges) -> Handles {
+    let upstreams = upstreams.clone();
+    let addr = Supervisor::start(move |ctx: &mut Context<Pool>| {
+        ctx.set_mailbox_capacity(0);
+        Pool::new(upstreams, edges)
+    });
+    Handles {
+        deliver: addr.clone().recipient(),
+        drain: addr.clone().recipient(),
+        probe: addr.recipient(),
+    }
+}
+
+struct Pool {
+    lane: Rc<Lane>,
+    /// One per upstream, in their order.
+    routes: Vec<Rc<Route>>,
+    subscribe: Recipient<SubscribeProviderToken>,
+    defer_before: Duration,
+    fresh: Duration,
+    draining: bool,
+    alarm: Alarm,
+}
+
+impl Pool {
+    fn new(upstreams: Upstreams, edges: Edges) -> Self {
+        let config = upstreams.config();
+        let defer_before = Duration::from_millis(config.defer_before_ms);
+        let fresh = Duration::from_secs(config.fresh_seconds);
+        let alarm = Alarm::new(Duration::from_secs(config.alarm_interval_seconds));
+        let lane = Rc::new(Lane {
+            ledger: Rc::new(Ledger::new(edges.touch, edges.rejected)),
+            refused: edges.refused,
+            closed: Cell::new(false),
+            upstreams,
+        });
+        let now = Instant::now();
+        let routes = lane
+            .upstreams
+            .all()
+            .iter()
+            .map(|upstream| Rc::new(Route::new(Rc::clone(&lane), Arc::clone(upstream), now)))
+            .collect();
+        Self {
+            lane,
+            routes,
+            subscribe: edges.subscribe,
+            defer_before,
+            fresh,
+            draining: false,
+            alarm,
+        }
+    }
+
+    fn tick(&self) {
+        let now = Instant::now();
+        self.lane.ledger.defer_due(now);
+        for route in &self.routes {
+            route.tick(now);
+        }
+        self.lane.ledger.flush();
+    }
+}
+
+impl Actor for Pool {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        for route in &self.routes {
+            let subscription = SubscribeProviderToken {
+                key: route.upstream.key.clone(),
+                subscriber: ctx.address().recipient(),
+            };
+            if self.subscribe.try_send(subscription).is_err() {
+                tracing::error!(
+                    key = ?route.upstream.key,
+                    "nobody signs provider tokens: nothing can be sent"
+                );
+            }
+        }
+        ctx.run_interval(TICK, |pool, _| pool.tick());
+    }
+}
+
+impl Supervised for Pool {}
+
+impl Handler<DeliverBatch> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, batch: DeliverBatch, _: &mut Self::Context) {
+        let now = Instant::now();
+        let ledger = &self.lane.ledger;
+        let due = Instant::from_std(batch.deadline)
+            .checked_sub(self.defer_before)
+            .unwrap_or(now);
+        let claims = ledger.claims(
+            batch.origin,
+            due,
+            batch.items.iter().map(|item| item.ticket),
+        );
+        for (item, claim) in batch.items.into_iter().zip(claims) {
+            count(&ledger.counters.received);
+            if self.draining {
+                claim.settle(PushOutcome::Rejected(Rejection::Unavailable));
+                continue;
+            }
+            let app = self.lane.upstreams.app(&item.app);
+            let route = app.and_then(|app| Some((app, self.routes.get(app.upstream)?)));
+            let Some((app, route)) = route else {
+                if let Some(held_back) = self.alarm.rings(&ErrorReason::known("app"), now) {
+                    tracing::error!(
+                        app = %item.app,
+                        held_back,
+                        "registrations name an app that is not configured: they are kept; add it to \
+                         [apps] again"
+                    );
+                }
+                claim.settle(PushOutcome::Rejected(Rejection::Unavailable));
+                continue;
+            };
+            route.enqueue(Push {
+                claim,
+                registration: item.registration,
+                device_token: item.device_token,
+                renewed_at: item.renewed_at,
+                app: Arc::clone(app),
+                kind: Kind::of(item.hint),
+                id: new_id(),
+                fresh_until: now + self.fresh,
+                tries: Tries::default(),
+            });
+        }
+        for route in &self.routes {
+            route.dispatch(now);
+        }
+        ledger.flush();
+    }
+}
+
+impl Handler<UseProviderToken> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, message: UseProviderToken, _: &mut Self::Context) {
+        let now = Instant::now();
+        for route in &self.routes {
+            if route.upstream.key == message.key {
+                route.use_token(&message, now);
+            }
+        }
+    }
+}
+
+impl Handler<Drain> for Pool {
+    type Result = ResponseFuture<Drained>;
+
+    fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
+        self.draining = true;
+        let lane = Rc::clone(&self.lane);
+        let routes = self.routes.clone();
+        Box::pin(async move {
+            let deadline = Instant::from_std(drain.deadline);
+            let ledger = &lane.ledger;
+            while ledger.open() > 0 && timeout_at(deadline, ledger.changed()).await.is_ok() {}
+            let abandoned = ledger.open() as u64;
+            ledger.settle_all(PushOutcome::Rejected(Rejection::Unavailable));
+            lane.closed.set(true);
+            for route in &routes {
+                route.close();
+            }
+            ledger.flush();
+            let farewell = Instant::now() + FAREWELL;
+            while routes.iter().any(|route| route.connections().0 > 0)
+                && timeout_at(farewell, ledger.changed()).await.is_ok()
+            {}
+            Drained { abandoned }
+        })
+    }
+}
+
+impl Handler<Probe> for Pool {
+    type Result = Health;
+
+    fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Health {
+        let counters = &self.lane.ledger.counters;
+        let queued: usize = self.routes.iter().map(|route| route.queued()).sum();
+        let (connections, in_flight) = self
+            .routes
+            .iter()
+            .map(|route| route.connections())
+            .fold((0, 0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
+        Health {
+            counters: vec![
+                ("apns_pushes_received_total", counters.received.get()),
+                ("apns_pushes_accepted_total", counters.accepted.get()),
+                ("apns_pushes_rejected_total", counters.rejected.get()),
+                ("apns_pushes_deferred_total", counters.deferred.get()),
+                ("apns_pushes_overloaded_total", counters.overloaded.get()),
+                ("apns_pushes_expired_total", counters.expired.get()),
+                ("apns_pushes_repeated_total", counters.repeated.get()),
+                ("apns_pushes_resent_total", counters.resent.get()),
+                ("apns_requests_timed_out_total", counters.timed_out.get()),
+                ("apns_reasons_unknown_total", counters.unknown_reasons.get()),
+                ("apns_connections_opened_total", counters.connections.get()),
+                (
+                    "apns_connects_failed_total",
+                    counters.connect_failures.get(),
+                ),
+                ("apns_messages_lost_total", counters.messages_lost.get()),
+                ("apns_pushes_queued", queued as u64),
+                ("apns_pushes_in_flight", in_flight as u64),
+                ("apns_connections_open", connections as u64),
+            ],
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! One push between its arrival and its verdict.
+
+use std::sync::Arc;
+
+use messages::{DeviceToken, RegistrationKey, UnixSeconds};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::ledger::Claim;
+use crate::payload::Kind;
+use crate::upstream::App;
+
+/// A push and what was tried with it. Dropping it answers its iq, see [`Claim`].
+pub(crate) struct Push {
+    /// The outcome it owes.
+    pub(crate) claim: Claim,
+    /// The registration it is for.
+    pub(crate) registration: RegistrationKey,
+    /// The device to wake.
+    pub(crate) device_token: DeviceToken,
+    /// When the registration was last renewed.
+    pub(crate) renewed_at: UnixSeconds,
+    /// The app it is for.
+    pub(crate) app: Arc<App>,
+    /// What to send.
+    pub(crate) kind: Kind,
+    /// The `apns-id`: the same for each try, so that a repeat can be recognised.
+    pub(crate) id: Uuid,
+    /// When another try is not worth it any more.
+    pub(crate) fresh_until: Instant,
+    /// What was tried.
+    pub(crate) tries: Tries,
+}
+
+/// Which of its second chances a push has had.
+#[derive(Default)]
+pub(crate) struct Tries {
+    /// Times it was certainly not processed.
+    pub(crate) unprocessed: u8,
+    /// Pauses it has made.
+    pub(crate) pauses: u32,
+    /// Sent again although it was perhaps processed.
+    pub(crate) resent: bool,
+    /// Sent again with a newer provider token.
+    pub(crate) reauthorized: bool,
+    /// Sent again on a connection of its own key.
+    pub(crate) reconnected: bool,
+}
+
+/// A random id (RFC 9562 §5.4). It names a push among those of a few minutes and hides nothing, so a fast
+/// source does.
+pub(crate) fn new_id() -> Uuid {
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid()
+}

@@ -1,0 +1,415 @@
+//! The pushes of one lane for one upstream: what waits, and the connections that take it.
+//!
+//! Connections pull: a connection with a free stream takes the next push, so that nothing ever queues
+//! inside h2, ahead of any deadline. Pushes that pause or wait for a provider token hold no stream.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use actix::Recipient;
+use http::HeaderValue;
+use messages::{ProviderTokenRefused, PushOutcome, Rejection, UnixSeconds, UseProviderToken};
+use tokio::time::Instant;
+
+use crate::backoff::{self, Backoff};
+use crate::ledger::{Ledger, count};
+use crate::push::Push;
+use crate::reply::Loss;
+use crate::upstream::Upstream;
+use crate::{Error, Upstreams, connection, request};
+
+/// How often waiting pushes are looked through for those that are not fresh any more.
+const EXPIRY_CHECK: Duration = Duration::from_secs(1);
+
+/// What the routes of one lane share.
+pub(crate) struct Lane {
+    pub(crate) upstreams: Upstreams,
+    pub(crate) ledger: Rc<Ledger>,
+    pub(crate) refused: Recipient<ProviderTokenRefused>,
+    /// The drain is over: connections end.
+    pub(crate) closed: Cell<bool>,
+}
+
+/// One upstream as one lane sees it.
+pub(crate) struct Route {
+    pub(crate) lane: Rc<Lane>,
+    pub(crate) upstream: Arc<Upstream>,
+    waiting: RefCell<Waiting>,
+    links: RefCell<Vec<Rc<Link>>>,
+    backoff: RefCell<Backoff>,
+    token: RefCell<Option<Token>>,
+    /// The token was called expired: it is not used before, unless a newer one comes.
+    token_held_until: Cell<Option<Instant>>,
+    expiry_due: Cell<Instant>,
+}
+
+/// Pushes that are not on the wire.
+#[derive(Default)]
+struct Waiting {
+    /// Sent before; they go first, because they are older.
+    repeats: VecDeque<Push>,
+    /// Never sent, in order of arrival.
+    queue: VecDeque<Push>,
+    /// Until their pause is over.
+    paused: BTreeMap<(Instant, u64), Push>,
+    /// Until there is a newer provider token.
+    parked: VecDeque<Push>,
+    serial: u64,
+}
+
+/// The provider token in use.
+#[derive(Clone)]
+pub(crate) struct Token {
+    pub(crate) authorization: HeaderValue,
+    pub(crate) issued_at: UnixSeconds,
+}
+
+/// One connection as its route sees it.
+pub(crate) struct Link {
+    pub(crate) phase: Cell<Phase>,
+    pub(crate) in_flight: Cell<usize>,
+    pub(crate) limit: Cell<usize>,
+    /// APNs took a provider token on it: from then on it carries more than one push.
+    pub(crate) proven: Cell<bool>,
+    pub(crate) waker: Cell<Option<Waker>>,
+}
+
+/// The life of a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not usable yet.
+    Opening,
+    /// Takes pushes.
+    Ready,
+    /// Takes no more, waits for answers.
+    Draining,
+}
+
+impl Waiting {
+    fn len(&self) -> usize {
+        self.repeats.len() + self.queue.len() + self.paused.len() + self.parked.len()
+    }
+}
+
+impl Link {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Route {
+    pub(crate) fn new(lane: Rc<Lane>, upstream: Arc<Upstream>, now: Instant) -> Self {
+        let backoff = Backoff::new(lane.upstreams.config().backoff());
+        Self {
+            lane,
+            upstream,
+            waiting: RefCell::default(),
+            links: RefCell::default(),
+            backoff: RefCell::new(backoff),
+            token: RefCell::default(),
+            token_held_until: Cell::default(),
+            expiry_due: Cell::new(now + EXPIRY_CHECK),
+        }
+    }
+
+    /// Takes a new push in, or answers that there is no room.
+    pub(crate) fn enqueue(&self, push: Push) {
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.len() < self.lane.upstreams.config().queue_max {
+            waiting.queue.push_back(push);
+        } else {
+            count(&self.lane.ledger.counters.overloaded);
+            push.claim
+                .settle(PushOutcome::Rejected(Rejection::Overloaded));
+        }
+    }
+
+    /// The next push to send. What is not worth sending is answered on the way.
+    pub(crate) fn next(&self, now: Instant) -> Option<Push> {
+        let mut waiting = self.waiting.borrow_mut();
+        loop {
+            let push = match waiting.repeats.pop_front() {
+                Some(push) => push,
+                None => waiting.queue.pop_front()?,
+            };
+            if now >= push.fresh_until {
+                self.give_up(&push);
+            } else if push.app.breaker.admits(now) {
+                return Some(push);
+            } else {
+                push.claim
+                    .settle(PushOutcome::Rejected(Rejection::Unavailable));
+            }
+        }
+    }
+
+    /// The provider token to send with, if there is one to use.
+    pub(crate) fn token(&self, now: Instant) -> Option<Token> {
+        if self.token_held_until.get().is_some_and(|until| now < until) {
+            return None;
+        }
+        self.token.borrow().clone()
+    }
+
+    /// Uses a fresh provider token from now on; pushes that waited for it go again.
+    pub(crate) fn use_token(self: &Rc<Self>, message: &UseProviderToken, now: Instant) {
+        let Ok(authorization) = request::authorization(&message.bearer) else {
+            tracing::error!(key = ?message.key, "a provider token is no header value");
+            return;
+        };
+        let newer = self
+            .token
+            .borrow()
+            .as_ref()
+            .is_none_or(|token| token.issued_at < message.issued_at);
+        if newer {
+            *self.token.borrow_mut() = Some(Token {
+                authorization,
+                issued_at: message.issued_at,
+            });
+            self.token_held_until.set(None);
+            let mut waiting = self.waiting.borrow_mut();
+            let parked = std::mem::take(&mut waiting.parked);
+            waiting.repeats.extend(parked);
+        }
+        self.dispatch(now);
+    }
+
+    /// A push was refused because the provider token of `issued_at` is too old: it waits for a newer one.
+    pub(crate) fn park(&self, mut push: Push, issued_at: UnixSeconds, now: Instant) {
+        push.tries.reauthorized = true;
+        let replaced = self
+            .token
+            .borrow()
+            .as_ref()
+            .is_some_and(|token| token.issued_at > issued_at);
+        let mut waiting = self.waiting.borrow_mut();
+        if replaced {
+            waiting.repeats.push_back(push);
+            return;
+        }
+        waiting.parked.push_back(push);
+        if self.token(now).is_none() {
+            return;
+        }
+        // A new token may be up to 20 minutes away. Now and then the old one is tried again, for the case
+        // that the fault was not ours.
+        self.token_held_until
+            .set(Some(now + self.lane.upstreams.config().backoff().1));
+        let refused = ProviderTokenRefused {
+            key: self.upstream.key.clone(),
+            issued_at,
+        };
+        if self.lane.refused.try_send(refused).is_err() {
+            count(&self.lane.ledger.counters.messages_lost);
+        }
+    }
+
+    /// Sends a push again at once: APNs has certainly not processed it. After many such times it pauses,
+    /// so that no peer can keep us in a loop.
+    pub(crate) fn repeat(&self, mut push: Push, now: Instant) {
+        if push.tries.unprocessed >= self.lane.upstreams.config().repeats_max {
+            self.pause(push, None, now);
+            return;
+        }
+        push.tries.unprocessed += 1;
+        count(&self.lane.ledger.counters.repeated);
+        self.waiting.borrow_mut().repeats.push_back(push);
+    }
+
+    /// A request ended without an answer.
+    pub(crate) fn lost(&self, mut push: Push, loss: Loss, now: Instant) {
+        let counters = &self.lane.ledger.counters;
+        if loss == Loss::TimedOut {
+            count(&counters.timed_out);
+        }
+        if loss == Loss::Unprocessed {
+            self.repeat(push, now);
+        } else if push.tries.resent {
+            push.claim.settle(PushOutcome::Rejected(match loss {
+                Loss::TimedOut => Rejection::TimedOut,
+                Loss::Broken | Loss::Unprocessed => Rejection::Unavailable,
+            }));
+        } else {
+            push.tries.resent = true;
+            count(&counters.resent);
+            self.waiting.borrow_mut().repeats.push_back(push);
+        }
+    }
+
+    /// Sends a push again after a pause, if it is still fresh then.
+    pub(crate) fn pause(&self, mut push: Push, at_least: Option<Duration>, now: Instant) {
+        let limits = self.lane.upstreams.config().backoff();
+        let pause = backoff::pause(limits, push.tries.pauses);
+        push.tries.pauses = push.tries.pauses.saturating_add(1);
+        let due = now + pause.max(at_least.unwrap_or_default());
+        if due >= push.fresh_until {
+            self.give_up(&push);
+            return;
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.serial += 1;
+        let key = (due, waiting.serial);
+        waiting.paused.insert(key, push);
+    }
+
+    /// Ends pauses that are over, and pushes that are not fresh any more.
+    pub(crate) fn tick(self: &Rc<Self>, now: Instant) {
+        {
+            let mut waiting = self.waiting.borrow_mut();
+            while let Some(first) = waiting.paused.first_entry()
+                && first.key().0 <= now
+            {
+                let push = first.remove();
+                waiting.repeats.push_back(push);
+            }
+        }
+        if now >= self.expiry_due.get() {
+            self.expiry_due.set(now + EXPIRY_CHECK);
+            self.expire(now);
+        }
+        self.dispatch(now);
+    }
+
+    fn expire(&self, now: Instant) {
+        let keep = |push: &Push| {
+            let fresh = now < push.fresh_until;
+            if !fresh {
+                self.give_up(push);
+            }
+            fresh
+        };
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.repeats.retain(keep);
+        waiting.queue.retain(keep);
+        waiting.parked.retain(keep);
+        waiting.paused.retain(|_, push| keep(push));
+    }
+
+    /// A push is not fresh any more.
+    fn give_up(&self, push: &Push) {
+        count(&self.lane.ledger.counters.expired);
+        push.claim
+            .settle(PushOutcome::Rejected(Rejection::Unavailable));
+    }
+
+    /// Wakes connections for what waits, and opens another one when those there are cannot take it.
+    pub(crate) fn dispatch(self: &Rc<Self>, now: Instant) {
+        let mut left = {
+            let waiting = self.waiting.borrow();
+            waiting.repeats.len() + waiting.queue.len()
+        };
+        if left == 0 || self.lane.closed.get() || self.token(now).is_none() {
+            return;
+        }
+        let mut ready = 0;
+        // One connection opens at a time, and none while the newest has still to prove itself: many at
+        // once look like an attack.
+        let mut settled = true;
+        for link in self.links.borrow().iter() {
+            match link.phase.get() {
+                Phase::Opening => settled = false,
+                Phase::Draining => {}
+                Phase::Ready => {
+                    ready += 1;
+                    settled &= link.proven.get();
+                    let free = link.limit.get().saturating_sub(link.in_flight.get());
+                    if left > 0 && free > 0 {
+                        link.wake();
+                        left = left.saturating_sub(free);
+                    }
+                }
+            }
+        }
+        let connections_max = self.lane.upstreams.config().connections_per_pool_max;
+        if left > 0 && settled && ready < connections_max {
+            self.open();
+        }
+    }
+
+    fn open(self: &Rc<Self>) {
+        let link = Rc::new(Link {
+            phase: Cell::new(Phase::Opening),
+            in_flight: Cell::new(0),
+            limit: Cell::new(1),
+            proven: Cell::new(false),
+            waker: Cell::default(),
+        });
+        self.links.borrow_mut().push(Rc::clone(&link));
+        let not_before = self.backoff.borrow().not_before();
+        let seat = Seat {
+            route: Rc::clone(self),
+            link,
+        };
+        actix_rt::spawn(connection::run(seat, not_before));
+    }
+
+    /// A connection could not be opened: the next one waits longer.
+    pub(crate) fn connect_failed(&self, error: &Error, now: Instant) {
+        count(&self.lane.ledger.counters.connect_failures);
+        self.slow_down(now);
+        tracing::warn!(
+            endpoint = %self.upstream.authority,
+            key = ?self.upstream.key,
+            waiting = self.waiting.borrow().len(),
+            "no connection to APNs: {error}"
+        );
+    }
+
+    /// The next connection waits longer.
+    pub(crate) fn slow_down(&self, now: Instant) {
+        self.backoff.borrow_mut().failed(now);
+    }
+
+    /// A connection works: the next one need not wait.
+    pub(crate) fn speed_up(&self) {
+        self.backoff.borrow_mut().succeeded();
+    }
+
+    /// Ends everything: the outcomes have been told.
+    pub(crate) fn close(&self) {
+        let waiting = self.waiting.take();
+        drop(waiting);
+        for link in self.links.borrow().iter() {
+            link.wake();
+        }
+    }
+
+    /// Pushes that wait.
+    pub(crate) fn queued(&self) -> usize {
+        self.waiting.borrow().len()
+    }
+
+    /// Usable connections and the requests in flight on them.
+    pub(crate) fn connections(&self) -> (usize, usize) {
+        self.links
+            .borrow()
+            .iter()
+            .filter(|link| link.phase.get() != Phase::Opening)
+            .fold((0, 0), |(links, in_flight), link| {
+                (links + 1, in_flight + link.in_flight.get())
+            })
+    }
+}
+
+/// The place of a connection in its route. Dropping it frees the place, whatever ended the connection.
+pub(crate) struct Seat {
+    pub(crate) route: Rc<Route>,
+    pub(crate) link: Rc<Link>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // Not borrowed now in any case; a panic on the way here must not become an abort.
+        if let Ok(mut links) = self.route.links.try_borrow_mut() {
+            links.retain(|link| !Rc::ptr_eq(link, &self.link));
+        }
+        self.route.lane.ledger.notify();
+    }
+}

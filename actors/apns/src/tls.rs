@@ -1,0 +1,54 @@
+//! TLS towards APNs: ring, TLS 1.2 or later, ALPN `h2`, the system's authorities or one given file.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+/// The protocol name of HTTP/2 in ALPN (RFC 9113 §3.2).
+pub(crate) const H2: &[u8] = b"h2";
+
+/// Which authorities to trust.
+pub(crate) fn system_roots() -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err(
+            "no certificate authorities on this system: install the package ca-certificates or set \
+             ca_file"
+                .to_owned(),
+        );
+    }
+    Ok(roots)
+}
+
+/// The authorities of a PEM file and no others.
+pub(crate) fn roots_of(path: &Path) -> Result<RootCertStore, String> {
+    const WANTED: &str = "give a PEM file of CA certificates";
+    let mut roots = RootCertStore::empty();
+    let certificates =
+        CertificateDer::pem_file_iter(path).map_err(|error| format!("{error}: {WANTED}"))?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| format!("{error}: {WANTED}"))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("{error}: {WANTED}"))?;
+    }
+    if roots.is_empty() {
+        return Err(format!("holds no certificate: {WANTED}"));
+    }
+    Ok(roots)
+}
+
+/// The set-up of all connections that trust `roots`.
+pub(crate) fn client(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![H2.to_vec()];
+    Ok(Arc::new(config))
+}

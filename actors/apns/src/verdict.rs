@@ -1,0 +1,212 @@
+//! What is done about an answer of APNs.
+
+use messages::{
+    ErrorReason, PushOutcome, RejectedToken, Rejection, Touch, UnixMillis, UnixSeconds,
+};
+use tokio::time::Instant;
+
+use crate::ledger::count;
+use crate::push::Push;
+use crate::reason::{Class, judge};
+use crate::reply::{Details, Reply};
+use crate::route::Route;
+
+/// How far back a token's death is dated when APNs does not date it: who registered since stays.
+const GRACE_MILLIS: u64 = 3_600_000;
+
+/// A clock that differs by more from APNs' is worth a word.
+const SKEW_SECONDS_MIN: u64 = 60;
+
+/// What becomes of the connection that brought the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It goes on.
+    Keep,
+    /// It takes no more pushes.
+    Retire,
+    /// It takes no more pushes, and its successor waits.
+    RetireSlowly,
+}
+
+impl Route {
+    /// Acts on the answer to a push that was sent with the provider token of `issued_at`.
+    pub(crate) fn conclude(
+        &self,
+        mut push: Push,
+        reply: Reply,
+        issued_at: UnixSeconds,
+        now: Instant,
+    ) -> Fate {
+        let details = reply.error.map(|details| *details).unwrap_or_default();
+        let (class, reason) = judge(reply.status, details.reason.as_deref());
+        let ledger = &self.lane.ledger;
+        ledger.touch(Touch {
+            registration: push.registration,
+            at: self.lane.upstreams.clock().now(),
+            error: (class != Class::Accepted).then(|| reason.clone()),
+        });
+        if class != Class::Accepted {
+            tracing::debug!(
+                app = %push.app.id,
+                apns_id = %push.id,
+                status = reply.status,
+                %reason,
+                "not accepted"
+            );
+        }
+        let reject = |push: &Push, rejection| push.claim.settle(PushOutcome::Rejected(rejection));
+        match class {
+            Class::Accepted => {
+                push.app.guard.accepted(now);
+                push.app.breaker.close();
+                push.claim.settle(PushOutcome::Accepted);
+                Fate::Keep
+            }
+            Class::Dead => {
+                self.bury(push, reason, details.timestamp);
+                Fate::Keep
+            }
+            Class::Suspect => {
+                if push.app.guard.suspect(now) {
+                    self.bury(push, reason, None);
+                } else {
+                    push.app.alarm(
+                        &reason,
+                        now,
+                        "too many device tokens refused to blame the tokens: registrations are kept; \
+                         check topic and environment",
+                    );
+                    reject(&push, Rejection::Unavailable);
+                }
+                Fate::Keep
+            }
+            Class::Bug => {
+                push.app
+                    .alarm(&reason, now, "APNs calls our request malformed: report it");
+                reject(&push, Rejection::Internal);
+                Fate::Keep
+            }
+            Class::Config => {
+                self.misconfigured(&push, &reason, &details, now);
+                Fate::Keep
+            }
+            Class::ExpiredToken => {
+                if push.tries.reauthorized {
+                    self.misconfigured(&push, &reason, &details, now);
+                } else {
+                    self.park(push, issued_at, now);
+                }
+                // APNs keeps calling every token expired on such a connection.
+                Fate::Retire
+            }
+            Class::TokenChurn => {
+                push.app.alarm(
+                    &reason,
+                    now,
+                    "another program signs provider tokens for this team: let one sign for all",
+                );
+                self.pause(push, details.retry_after, now);
+                Fate::RetireSlowly
+            }
+            Class::WrongConnection => {
+                if push.tries.reconnected {
+                    self.misconfigured(&push, &reason, &details, now);
+                } else {
+                    push.tries.reconnected = true;
+                    self.pause(push, details.retry_after, now);
+                }
+                Fate::RetireSlowly
+            }
+            Class::Throttled => {
+                reject(&push, Rejection::Throttled);
+                Fate::Keep
+            }
+            Class::Server => {
+                self.pause(push, details.retry_after, now);
+                Fate::Keep
+            }
+            Class::Reopen => {
+                self.repeat(push, now);
+                Fate::Retire
+            }
+            Class::Unknown => {
+                count(&ledger.counters.unknown_reasons);
+                tracing::debug!(status = reply.status, %reason, "unknown reason");
+                push.app.alarm(
+                    &ErrorReason::known("unknown"),
+                    now,
+                    "APNs gave a reason this version does not know: registrations are kept; look for an \
+                     update",
+                );
+                reject(&push, Rejection::Unavailable);
+                Fate::Keep
+            }
+        }
+    }
+
+    /// The device token is dead, unless its registration was renewed since: the iq is then answered as a
+    /// passing fault, and the store keeps the registration by the same comparison.
+    fn bury(&self, push: Push, reason: ErrorReason, since: Option<UnixMillis>) {
+        let now = self.lane.upstreams.clock().now_millis();
+        let invalid_since = since.unwrap_or_else(|| now.minus_millis(GRACE_MILLIS));
+        let rejection = if push.renewed_at < invalid_since.seconds() {
+            Rejection::Unregistered
+        } else {
+            Rejection::Unavailable
+        };
+        push.claim.settle(PushOutcome::Rejected(rejection));
+        self.lane.ledger.dead(RejectedToken {
+            app: push.app.id.clone(),
+            device_token: push.device_token,
+            reason,
+            invalid_since,
+        });
+    }
+
+    /// APNs refuses what the operator configured.
+    fn misconfigured(&self, push: &Push, reason: &ErrorReason, details: &Details, now: Instant) {
+        push.app.breaker.open(now);
+        push.claim
+            .settle(PushOutcome::Rejected(Rejection::Unavailable));
+        let skew = details
+            .date
+            .and_then(|date| skew(self.lane.upstreams.clock().now(), date));
+        match skew {
+            Some(skew) => push.app.alarm(reason, now, &skew),
+            None => push.app.alarm(
+                reason,
+                now,
+                "APNs refuses this app's configuration: check topic, environment, team_id, key_id and \
+                 key_file",
+            ),
+        }
+    }
+}
+
+/// In words how wrong this machine's clock is, measured by a peer's.
+fn skew(ours: UnixSeconds, theirs: UnixSeconds) -> Option<String> {
+    let seconds = ours.0.abs_diff(theirs.0);
+    if seconds < SKEW_SECONDS_MIN {
+        return None;
+    }
+    let direction = if ours < theirs { "behind" } else { "ahead of" };
+    Some(format!(
+        "this machine's clock is {seconds} s {direction} APNs': set it, provider tokens carry its time"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock_skew_in_words() {
+        let at = UnixSeconds;
+        assert_eq!(skew(at(1_000), at(1_059)), None);
+        assert_eq!(skew(at(1_059), at(1_000)), None);
+        let behind = skew(at(1_000), at(4_600)).unwrap();
+        assert!(behind.contains("3600 s behind"), "{behind}");
+        let ahead = skew(at(4_600), at(1_000)).unwrap();
+        assert!(ahead.contains("3600 s ahead of"), "{ahead}");
+    }
+}
