@@ -1,18 +1,31 @@
 //! A small XMPP server that has users with devices and federates with the push service.
 
+mod dialback;
+mod flood;
+mod hub;
+mod inbound;
+mod outbound;
+mod stanza;
+mod stream;
+mod xml;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Message, Recipient};
-use messages::{Clock, DeviceToken, Domain, Drain, NodeId, Probe, Secret};
+use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture};
+use messages::{Clock, DeviceToken, Domain, Drain, Drained, Health, NodeId, Probe, Secret};
 use rustls::RootCertStore;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use crate::{Identity, SimulatorError};
+
+use hub::Hub;
+use xml::Element;
 
 /// How the simulated server listens and behaves.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -346,4 +359,255 @@ pub struct Counters {
     pub streams_out: u64,
     /// Stanzas that no watcher could take.
     pub unobserved: u64,
+}
+
+/// Starts on the current arbiter. To give it a thread of its own, call this inside
+/// `actix::Arbiter::spawn_fn`.
+///
+/// # Errors
+/// [`SimulatorError::Bind`] and [`SimulatorError::Tls`].
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "all actors take their edges by value"
+)]
+pub fn start(config: &Config, edges: Edges) -> Result<Handles, SimulatorError> {
+    let hub = Rc::new(Hub::new(config, &edges)?);
+    let (listener, address) = crate::bind(config.address)?;
+    actix_rt::spawn(inbound::listen(Rc::clone(&hub), listener));
+    let server = Server { hub }.start();
+    Ok(Handles {
+        domain: Domain::new(&config.domain),
+        address,
+        service_at: server.clone().recipient(),
+        register: server.clone().recipient(),
+        unregister: server.clone().recipient(),
+        trigger: server.clone().recipient(),
+        ping: server.clone().recipient(),
+        send: server.clone().recipient(),
+        watch: server.clone().recipient(),
+        flood: server.clone().recipient(),
+        count: server.clone().recipient(),
+        drain: server.clone().recipient(),
+        probe: server.recipient(),
+    })
+}
+
+struct Server {
+    hub: Rc<Hub>,
+}
+
+impl Actor for Server {
+    type Context = Context<Self>;
+}
+
+impl Handler<ServiceAt> for Server {
+    type Result = ();
+
+    fn handle(&mut self, ServiceAt(address): ServiceAt, _: &mut Self::Context) {
+        self.hub.service_address.set(Some(address));
+    }
+}
+
+impl Handler<RegisterDevice> for Server {
+    type Result = ResponseFuture<Result<RegisteredDevice, SimulatorError>>;
+
+    fn handle(&mut self, request: RegisterDevice, _: &mut Self::Context) -> Self::Result {
+        let hub = Rc::clone(&self.hub);
+        Box::pin(async move {
+            let node = request.node.as_str();
+            let payload = stanza::register(node, request.device_token.as_str());
+            let asker = user(&hub, &request.user);
+            let (answer, took) = hub.ask("set", &asker, &payload).await?;
+            let fields = completed(&answer, "v1-register-push", &hub.config.service, node)?;
+            let secret = fields
+                .get("secret")
+                .and_then(|secret| Secret::new(secret).ok())
+                .ok_or(SimulatorError::Protocol("the form has no secret"))?;
+            Ok(RegisteredDevice {
+                node: request.node,
+                secret,
+                took,
+            })
+        })
+    }
+}
+
+impl Handler<UnregisterDevice> for Server {
+    type Result = ResponseFuture<Result<Duration, SimulatorError>>;
+
+    fn handle(&mut self, request: UnregisterDevice, _: &mut Self::Context) -> Self::Result {
+        let hub = Rc::clone(&self.hub);
+        Box::pin(async move {
+            let node = request.node.as_str();
+            let asker = user(&hub, &request.user);
+            let payload = stanza::unregister(node);
+            let (answer, took) = hub.ask("set", &asker, &payload).await?;
+            completed(&answer, "v1-unregister-push", &hub.config.service, node)?;
+            Ok(took)
+        })
+    }
+}
+
+impl Handler<Trigger> for Server {
+    type Result = ResponseFuture<Result<Answered, SimulatorError>>;
+
+    fn handle(&mut self, push: Trigger, _: &mut Self::Context) -> Self::Result {
+        let secret = push.secret.as_ref().map(Secret::as_str);
+        let payload = stanza::publish(push.shape, push.node.as_str(), secret, push.has_body);
+        ask_as_server(&self.hub, "set", payload)
+    }
+}
+
+impl Handler<Ping> for Server {
+    type Result = ResponseFuture<Result<Answered, SimulatorError>>;
+
+    fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
+        ask_as_server(&self.hub, "get", hub::ping())
+    }
+}
+
+impl Handler<SendRaw> for Server {
+    type Result = ResponseFuture<Result<(), SimulatorError>>;
+
+    fn handle(&mut self, SendRaw(xml): SendRaw, _: &mut Self::Context) -> Self::Result {
+        let hub = Rc::clone(&self.hub);
+        Box::pin(async move { hub.send(xml.as_bytes()).await })
+    }
+}
+
+impl Handler<Watch> for Server {
+    type Result = Incoming;
+
+    fn handle(&mut self, watch: Watch, _: &mut Self::Context) -> Self::Result {
+        let (sender, receiver) = mpsc::channel(watch.capacity.max(1));
+        *self.hub.watcher.borrow_mut() = Some(sender);
+        Incoming(receiver)
+    }
+}
+
+impl Handler<Flood> for Server {
+    type Result = ResponseFuture<Result<FloodReport, SimulatorError>>;
+
+    fn handle(&mut self, flood: Flood, _: &mut Self::Context) -> Self::Result {
+        let hub = Rc::clone(&self.hub);
+        Box::pin(async move { flood::run(&hub, flood).await })
+    }
+}
+
+impl Handler<Count> for Server {
+    type Result = Counters;
+
+    fn handle(&mut self, _: Count, _: &mut Self::Context) -> Self::Result {
+        self.hub.counters.borrow().clone()
+    }
+}
+
+impl Handler<Drain> for Server {
+    type Result = ResponseFuture<Drained>;
+
+    fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
+        let hub = Rc::clone(&self.hub);
+        Box::pin(async move {
+            let abandoned = hub.settle(drain.deadline).await;
+            hub.stop.send_replace(true);
+            let deadline = drain.deadline.into();
+            let closed = async {
+                hub.disconnect().await;
+                hub.stop.closed().await;
+            };
+            // Peers that do not close by the deadline are left alone.
+            let _ended = tokio::time::timeout_at(deadline, closed).await;
+            Drained { abandoned }
+        })
+    }
+}
+
+impl Handler<Probe> for Server {
+    type Result = Health;
+
+    fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Self::Result {
+        let counters = self.hub.counters.borrow();
+        Health {
+            counters: vec![
+                ("server_requests_total", counters.requests),
+                ("server_answers_total", counters.answers),
+                ("server_strays_total", counters.strays),
+                ("server_unanswered_total", counters.unanswered),
+                (
+                    "server_violations_total",
+                    counters.violations.values().sum(),
+                ),
+            ],
+        }
+    }
+}
+
+/// The address of a user's phone.
+fn user(hub: &Hub, localpart: &str) -> String {
+    format!("{localpart}@{}/phone", hub.config.domain)
+}
+
+/// Sends an iq from the server itself.
+fn ask_as_server(
+    hub: &Rc<Hub>,
+    kind: &'static str,
+    payload: String,
+) -> ResponseFuture<Result<Answered, SimulatorError>> {
+    let hub = Rc::clone(hub);
+    Box::pin(async move {
+        let domain = hub.config.domain.clone();
+        let (answer, took) = hub.ask(kind, &domain, &payload).await?;
+        Ok(Answered {
+            answer: hub::answer_of(&answer),
+            took,
+        })
+    })
+}
+
+/// Checks the answer to a v1 command as legacy Monal would, and gives the fields of its form.
+fn completed<'a>(
+    answer: &'a Element,
+    command: &str,
+    service: &str,
+    node: &str,
+) -> Result<BTreeMap<&'a str, &'a str>, SimulatorError> {
+    let wrong = |explanation| Err(SimulatorError::Protocol(explanation));
+    if let Answer::Error(error) = hub::answer_of(answer) {
+        return Err(SimulatorError::Refused(error));
+    }
+    let Some(done) = answer.child("command", stanza::COMMANDS) else {
+        return wrong("the answer has no command");
+    };
+    if done.attribute("node") != Some(command) {
+        return wrong("the command's node is not the one asked for");
+    }
+    // XEP-0050 has `completed`, but legacy Monal looks for this.
+    if done.attribute("status") != Some("complete") {
+        return wrong("the command's status is not literally complete");
+    }
+    let Some(form) = done.child("x", stanza::FORMS) else {
+        return wrong("the command has no form");
+    };
+    let fields: BTreeMap<&str, &str> = form
+        .children
+        .iter()
+        .filter(|field| field.is("field", stanza::FORMS))
+        .filter_map(|field| {
+            let value = field.child("value", stanza::FORMS)?;
+            Some((field.attribute("var")?, value.text.as_str()))
+        })
+        .collect();
+    let form_type = fields
+        .get("FORM_TYPE")
+        .and_then(|form_type| form_type.strip_prefix(stanza::FORM_TYPE));
+    if form_type != Some(command) {
+        return wrong("the form's FORM_TYPE is wrong");
+    }
+    if fields.get("jid") != Some(&service) {
+        return wrong("the form's jid is not the service");
+    }
+    if fields.get("node") != Some(&node) {
+        return wrong("the form's node is not the one sent");
+    }
+    Ok(fields)
 }

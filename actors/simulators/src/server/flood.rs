@@ -1,0 +1,382 @@
+//! Very many pushes, at little cost: stanzas are put together from prepared pieces, answers are read
+//! without a tree.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use memchr::memchr;
+use messages::{NodeId, Secret};
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::hub::{Hub, error_of};
+use super::outbound::Link;
+use super::stanza;
+use super::stream::SERVER;
+use super::xml::{Scope, escaped, parse, tag_end};
+use super::{Flood, FloodReport, Pace, StanzaError};
+use crate::SimulatorError;
+
+/// Bytes that are put together before they are written.
+const WRITE_BYTES: usize = 64 * 1024;
+/// How often a flood with a rate looks at the clock.
+const TICK: Duration = Duration::from_millis(1);
+/// Mark of a push without an answer.
+const UNANSWERED: u32 = u32::MAX;
+/// Most different error answers that are told apart.
+const ERRORS_MAX: usize = 64;
+
+/// The pushes of a flood and their answers.
+pub(super) struct Table {
+    /// What all ids of this flood begin with.
+    prefix: String,
+    domain: String,
+    service: String,
+    started: Instant,
+    /// When each push was written, or was due, in microseconds since the start.
+    sent: Vec<u32>,
+    /// How long each took, in microseconds.
+    latencies: Vec<u32>,
+    answered: u32,
+    last_answer: Instant,
+    results: u64,
+    errors: BTreeMap<StanzaError, u64>,
+    duplicates: u64,
+    strays: u64,
+    /// Told at each answer.
+    writers: Vec<Rc<Notify>>,
+}
+
+impl Table {
+    fn new(hub: &Hub, writers: Vec<Rc<Notify>>) -> Self {
+        let now = Instant::now();
+        Self {
+            prefix: format!("{}f", hub.fresh_id()),
+            domain: hub.config.domain.clone(),
+            service: hub.config.service.clone(),
+            started: now,
+            sent: Vec::new(),
+            latencies: Vec::new(),
+            answered: 0,
+            last_answer: now,
+            results: 0,
+            errors: BTreeMap::new(),
+            duplicates: 0,
+            strays: 0,
+            writers,
+        }
+    }
+
+    /// The streams are open: the clock runs from now.
+    fn begin(&mut self) {
+        self.started = Instant::now();
+        self.last_answer = self.started;
+    }
+
+    fn push(&mut self, at: u32) {
+        self.sent.push(at);
+        self.latencies.push(UNANSWERED);
+    }
+
+    fn written(&self) -> u32 {
+        u32::try_from(self.sent.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Takes a stanza if it answers a push of this flood.
+    pub(super) fn take(&mut self, xml: &[u8]) -> bool {
+        let Some(answer) = Reply::read(xml) else {
+            return false;
+        };
+        let Some(number) = answer.id.strip_prefix(self.prefix.as_bytes()) else {
+            return false;
+        };
+        let slot = str::from_utf8(number)
+            .ok()
+            .and_then(|number| number.parse::<usize>().ok())
+            .filter(|&number| number < self.sent.len());
+        let is_right = answer.from == self.service.as_bytes()
+            && answer.to == self.domain.as_bytes()
+            && answer
+                .namespace
+                .is_none_or(|namespace| namespace == SERVER.as_bytes());
+        let (Some(slot), true) = (slot, is_right) else {
+            self.strays += 1;
+            return true;
+        };
+        let now = Instant::now();
+        let (Some(&sent), Some(latency)) = (self.sent.get(slot), self.latencies.get_mut(slot))
+        else {
+            return true;
+        };
+        if *latency != UNANSWERED {
+            self.duplicates += 1;
+            return true;
+        }
+        *latency = micros_since(self.started)
+            .saturating_sub(sent)
+            .min(UNANSWERED - 1);
+        self.answered += 1;
+        self.last_answer = now;
+        match answer.kind {
+            b"result" => self.results += 1,
+            _ => self.count_error(xml),
+        }
+        for writer in &self.writers {
+            writer.notify_one();
+        }
+        true
+    }
+
+    fn count_error(&mut self, xml: &[u8]) {
+        let scope = Scope::of_default(SERVER);
+        let error = match parse(xml, &scope) {
+            Ok(element) => error_of(&element),
+            Err(_) => StanzaError {
+                kind: "malformed".to_owned(),
+                condition: String::new(),
+            },
+        };
+        if self.errors.len() < ERRORS_MAX || self.errors.contains_key(&error) {
+            *self.errors.entry(error).or_default() += 1;
+        }
+    }
+
+    fn outstanding(&self) -> u32 {
+        self.written().saturating_sub(self.answered)
+    }
+
+    fn report(self) -> FloodReport {
+        let sent = self.sent.len() as u64;
+        let mut latencies_micros = self.latencies;
+        latencies_micros.retain(|&latency| latency != UNANSWERED);
+        latencies_micros.sort_unstable();
+        FloodReport {
+            sent,
+            results: self.results,
+            errors: self.errors,
+            duplicates: self.duplicates,
+            strays: self.strays,
+            unanswered: sent - u64::from(self.answered),
+            elapsed: self.last_answer.duration_since(self.started),
+            latencies_micros,
+        }
+    }
+}
+
+/// The attributes of an iq's tag that an answer has.
+struct Reply<'a> {
+    kind: &'a [u8],
+    id: &'a [u8],
+    from: &'a [u8],
+    to: &'a [u8],
+    namespace: Option<&'a [u8]>,
+}
+
+impl<'a> Reply<'a> {
+    /// Reads the tag of an iq; `None` for anything else. Values are compared as they are written: the
+    /// ids and domains of a flood need no escaping.
+    fn read(xml: &'a [u8]) -> Option<Self> {
+        let mut rest = xml.trim_ascii_start().strip_prefix(b"<iq")?;
+        let end = tag_end(rest).ok()??;
+        rest = rest.get(..end)?;
+        let mut reply = Self {
+            kind: b"",
+            id: b"",
+            from: b"",
+            to: b"",
+            namespace: None,
+        };
+        while let Some(equals) = memchr(b'=', rest) {
+            let (name, value) = rest.split_at_checked(equals)?;
+            let (&quote, value) = value.get(1..)?.trim_ascii_start().split_first()?;
+            let end = memchr(quote, value)?;
+            let (value, after) = value.split_at_checked(end)?;
+            match name.trim_ascii() {
+                b"type" => reply.kind = value,
+                b"id" => reply.id = value,
+                b"from" => reply.from = value,
+                b"to" => reply.to = value,
+                b"xmlns" => reply.namespace = Some(value),
+                _ => {}
+            }
+            rest = after.get(1..)?;
+        }
+        matches!(reply.kind, b"result" | b"error").then_some(reply)
+    }
+}
+
+/// Runs a flood to its end.
+pub(super) async fn run(hub: &Rc<Hub>, flood: Flood) -> Result<FloodReport, SimulatorError> {
+    if hub.is_stopping() {
+        return Err(SimulatorError::Stopping);
+    }
+    if hub.flood.borrow().is_some() {
+        return Err(SimulatorError::Busy);
+    }
+    let told: Vec<Rc<Notify>> = (0..flood.streams.max(1)).map(|_| Rc::default()).collect();
+    *hub.flood.borrow_mut() = Some(Table::new(hub, told.clone()));
+    let _cleared = Cleared(hub);
+    let mut links = Vec::new();
+    for _ in &told {
+        links.push(hub.connect().await?.watched(hub));
+    }
+    let source = Source::new(hub, &flood);
+    if let Some(table) = hub.flood.borrow_mut().as_mut() {
+        table.begin();
+    }
+    let writing = links.iter_mut().zip(&told);
+    try_join_all(writing.map(|(link, told)| source.pour(link, told))).await?;
+    let mut told = told.into_iter();
+    if let Some(told) = told.next() {
+        source.await_answers(&told).await;
+    }
+    for link in links {
+        link.close().await;
+    }
+    let table = hub.flood.borrow_mut().take();
+    table.map(Table::report).ok_or(SimulatorError::Stopping)
+}
+
+/// Makes room for the next flood, however this one ends.
+struct Cleared<'a>(&'a Hub);
+
+impl Drop for Cleared<'_> {
+    fn drop(&mut self) {
+        self.0.flood.borrow_mut().take();
+    }
+}
+
+/// Where the pushes come from.
+struct Source<'a> {
+    hub: &'a Hub,
+    /// Everything before the number in the id.
+    head: String,
+    /// Everything after it, for each device.
+    tails: Vec<String>,
+    pushes: u32,
+    pace: Pace,
+    /// Pushes that one stream may take at a time, so that all get some.
+    share: u32,
+    patience: Duration,
+}
+
+impl<'a> Source<'a> {
+    fn new(hub: &'a Hub, flood: &Flood) -> Self {
+        let (from, to) = (escaped(&hub.config.domain), escaped(&hub.config.service));
+        let prefix = hub
+            .flood
+            .borrow()
+            .as_ref()
+            .map(|table| table.prefix.clone());
+        let prefix = prefix.unwrap_or_default();
+        let tail = |(node, secret): &(NodeId, Secret)| {
+            let secret = Some(secret.as_str());
+            let payload = stanza::publish(flood.shape, node.as_str(), secret, flood.has_body);
+            format!("'>{payload}</iq>")
+        };
+        let streams = u32::try_from(flood.streams).unwrap_or(u32::MAX).max(1);
+        Self {
+            hub,
+            head: format!("<iq type='set' from='{from}' to='{to}' id='{prefix}"),
+            tails: flood.devices.iter().map(tail).collect(),
+            pushes: if flood.devices.is_empty() {
+                0
+            } else {
+                flood.pushes
+            },
+            pace: flood.pace,
+            share: match flood.pace {
+                Pace::Outstanding(outstanding) => (outstanding / streams).max(1),
+                Pace::PerSecond(_) => u32::MAX,
+            },
+            patience: flood.patience,
+        }
+    }
+
+    /// Writes pushes on one stream until there are no more, or answers stay out.
+    async fn pour(&self, link: &mut Link, told: &Notify) -> Result<(), SimulatorError> {
+        let mut buffer = Vec::with_capacity(2 * WRITE_BYTES);
+        loop {
+            buffer.clear();
+            let is_more = self.fill(&mut buffer);
+            if !buffer.is_empty() {
+                link.write(&buffer).await?;
+            } else if !is_more {
+                return Ok(());
+            } else if matches!(self.pace, Pace::PerSecond(_)) {
+                sleep(TICK).await;
+            } else if timeout(self.patience, told.notified()).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Puts together what may be written now. False when all has been.
+    fn fill(&self, buffer: &mut Vec<u8>) -> bool {
+        let mut flood = self.hub.flood.borrow_mut();
+        let Some(table) = flood.as_mut() else {
+            return false;
+        };
+        let now = micros_since(table.started);
+        let written = table.written();
+        let room = match self.pace {
+            Pace::Outstanding(outstanding) => outstanding
+                .max(1)
+                .saturating_sub(table.outstanding())
+                .min(self.share),
+            Pace::PerSecond(rate) => {
+                let due = u64::from(now) * u64::from(rate) / 1_000_000 + 1;
+                u32::try_from(due)
+                    .unwrap_or(u32::MAX)
+                    .saturating_sub(written)
+            }
+        };
+        let end = written.saturating_add(room).min(self.pushes);
+        let numbers = (written..end).zip(self.tails.iter().cycle().skip(self.first_tail(written)));
+        for (number, tail) in numbers {
+            if buffer.len() >= WRITE_BYTES {
+                break;
+            }
+            buffer.extend(self.head.as_bytes());
+            // Writing into a vector does not fail.
+            let _infallible = write!(buffer, "{number}");
+            buffer.extend(tail.as_bytes());
+            table.push(match self.pace {
+                Pace::Outstanding(_) => now,
+                Pace::PerSecond(rate) => {
+                    let due = u64::from(number) * 1_000_000 / u64::from(rate.max(1));
+                    u32::try_from(due).unwrap_or(u32::MAX)
+                }
+            });
+        }
+        table.written() < self.pushes
+    }
+
+    /// Which device the push with this number goes to.
+    fn first_tail(&self, number: u32) -> usize {
+        (number as usize).checked_rem(self.tails.len()).unwrap_or(0)
+    }
+
+    fn is_answer_missing(&self) -> bool {
+        let flood = self.hub.flood.borrow();
+        flood.as_ref().is_some_and(|table| table.outstanding() > 0)
+    }
+
+    /// Waits for the last answers.
+    async fn await_answers(&self, told: &Notify) {
+        let answered = async {
+            while self.is_answer_missing() {
+                told.notified().await;
+            }
+        };
+        // Running out of patience leaves pushes unanswered, which the report tells.
+        let _out_of_patience = timeout(self.patience, answered).await;
+    }
+}
+
+fn micros_since(start: Instant) -> u32 {
+    u32::try_from(start.elapsed().as_micros()).unwrap_or(UNANSWERED)
+}
