@@ -70,19 +70,15 @@ impl Registrations {
         }
         let key = MasterKey::load(&config.key_file)?;
         let store = SledStore::open(&config.path, config.cache_bytes)?;
-        let keys = match store.key_check()? {
-            Some(check) => keys_of(config, key, &check)?,
-            None => {
-                // The key is durable before the store refers to it.
-                let key = match key {
-                    Some(key) => key,
-                    None => MasterKey::create(&config.key_file)?,
-                };
-                let keys = Keys::derive(&key);
-                store.initialise(&config.path, keys.check())?;
-                keys
-            }
+        let keys = match (store.key_check()?, key) {
+            (Some(check), key) => keys_of(config, key, &check)?,
+            (None, Some(key)) => Keys::derive(&key),
+            // Durable before the store refers to it.
+            (None, None) => Keys::derive(&MasterKey::create(&config.key_file)?),
         };
+        if !SledStore::is_complete(&config.path) {
+            store.initialise(&config.path, keys.check())?;
+        }
         Ok(Self::new(config, clock, Arc::new(store), keys))
     }
 

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 
 use actix::{
     Actor, AsyncContext, Context, Handler, MessageResult, Recipient, Response, ResponseFuture,
-    Supervised, Supervisor,
+    SpawnHandle, Supervised, Supervisor,
 };
 use messages::{
     Drain, Drained, Health, Probe, Register, RegistryError, RemoveTokens, SweepExpired, TouchBatch,
@@ -36,7 +36,7 @@ pub struct Handles {
     /// Ends the registrations of dead tokens.
     pub remove_tokens: Recipient<RemoveTokens>,
     /// Ends idle registrations, page by page.
-    pub sweep_expired: Recipient<SweepExpired>,
+    pub sweep: Recipient<SweepExpired>,
     /// Remembers push times.
     pub touch: Recipient<TouchBatch>,
     /// Writes all that waits and stops taking requests.
@@ -71,6 +71,7 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
         queue: Some(queue),
         waiting,
         ending: Some((finished, thread)),
+        write_behind: None,
         busy: 0,
         late_touches: 0,
     };
@@ -82,7 +83,7 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
         register: address.clone().recipient(),
         unregister: address.clone().recipient(),
         remove_tokens: address.clone().recipient(),
-        sweep_expired: address.clone().recipient(),
+        sweep: address.clone().recipient(),
         touch: address.clone().recipient(),
         drain: address.clone().recipient(),
         probe: address.recipient(),
@@ -110,6 +111,8 @@ struct Registry {
     waiting: Arc<AtomicU64>,
     /// Told and joined at the end of the thread.
     ending: Option<(oneshot::Receiver<()>, JoinHandle<()>)>,
+    /// Cancelled when draining, because a timer keeps an actor that nobody can reach alive.
+    write_behind: Option<SpawnHandle>,
     busy: u64,
     late_touches: u64,
 }
@@ -157,9 +160,8 @@ impl Actor for Registry {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.run_interval(self.shared.config.write_behind(), |registry, _| {
-            registry.write_touches();
-        });
+        let period = self.shared.config.write_behind();
+        self.write_behind = Some(ctx.run_interval(period, |registry, _| registry.write_touches()));
     }
 }
 
@@ -219,8 +221,11 @@ impl Handler<TouchBatch> for Registry {
 impl Handler<Drain> for Registry {
     type Result = ResponseFuture<Drained>;
 
-    fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, drain: Drain, ctx: &mut Self::Context) -> Self::Result {
         self.queue = None;
+        if let Some(timer) = self.write_behind.take() {
+            ctx.cancel_future(timer);
+        }
         let ending = self.ending.take();
         let waiting = Arc::clone(&self.waiting);
         Box::pin(async move {
@@ -268,5 +273,148 @@ impl Handler<Probe> for Registry {
                 ("registry_touches_dropped_total", touches_dropped),
             ],
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use messages::{AppId, BareJid, Clock, DeviceToken, Domain, NodeId, Registered, UnixMillis};
+
+    use super::*;
+    use crate::Config;
+    use crate::keys::{Keys, MasterKey};
+    use crate::store::memory::MemoryStore;
+
+    /// A registry whose syncs tell that they have begun and wait for their result.
+    struct Gate {
+        handles: Handles,
+        begun: mpsc::Receiver<()>,
+        results: mpsc::Sender<Result<(), Error>>,
+    }
+
+    impl Gate {
+        fn start(queue_max: u32) -> Self {
+            let (begin, begun) = mpsc::channel();
+            let (results, given) = mpsc::channel::<Result<(), Error>>();
+            let given = Mutex::new(given);
+            let store = MemoryStore::syncing(move || {
+                begin.send(()).unwrap();
+                // Without a test that gives results, all is well: the last sync of a drain.
+                lock(&given).recv().unwrap_or(Ok(()))
+            });
+            let config = Config {
+                queue_max,
+                ..Config::default()
+            };
+            let clock = Clock::manual(UnixMillis(1_800_000_000_000));
+            let directory = tempfile::tempdir().unwrap();
+            let key = MasterKey::create(&directory.path().join("key")).unwrap();
+            let keys = Keys::derive(&key);
+            let registrations = Registrations::new(&config, clock, Arc::new(store), keys);
+            Self {
+                handles: start(&registrations).unwrap(),
+                begun,
+                results,
+            }
+        }
+
+        /// Sends a request at once, to be awaited later.
+        fn register(
+            &self,
+            node: u32,
+        ) -> impl Future<Output = Result<Registered, RegistryError>> + use<> {
+            let request = self.handles.register.send(Register {
+                account: BareJid::new(&node.to_string(), Domain::new("chat.example")),
+                service: Domain::new("push.example"),
+                app: AppId::new("app"),
+                node: NodeId::new("node").unwrap(),
+                device_token: DeviceToken::parse(&"a".repeat(64)).unwrap(),
+            });
+            async { request.await.unwrap() }
+        }
+
+        /// Once this is answered, all requests sent before are in the queue.
+        async fn counter(&self, name: &str) -> u64 {
+            let health = self.handles.probe.send(Probe).await.unwrap();
+            let found = health.counters.iter().find(|(known, _)| *known == name);
+            found.unwrap().1
+        }
+
+        /// One request in the middle of its sync.
+        async fn occupy(&self) -> impl Future<Output = Result<Registered, RegistryError>> + use<> {
+            let first = self.register(0);
+            self.counter("registry_requests_waiting").await;
+            self.begun.recv().unwrap();
+            first
+        }
+
+        async fn drain(&self, within: Duration) -> Drained {
+            let deadline = Instant::now() + within;
+            self.handles.drain.send(Drain { deadline }).await.unwrap()
+        }
+    }
+
+    #[actix::test]
+    async fn what_queued_meanwhile_shares_one_sync() {
+        let gate = Gate::start(4096);
+        let first = gate.occupy().await;
+        let others: Vec<_> = (1..=100).map(|node| gate.register(node)).collect();
+        assert_eq!(gate.counter("registry_requests_waiting").await, 101);
+        gate.results.send(Ok(())).unwrap();
+        gate.results.send(Ok(())).unwrap();
+        first.await.unwrap();
+        for other in others {
+            other.await.unwrap();
+        }
+        assert_eq!(gate.counter("registry_store_syncs_total").await, 2);
+        assert_eq!(gate.counter("registry_requests_answered_total").await, 101);
+    }
+
+    #[actix::test]
+    async fn nothing_is_confirmed_that_is_not_on_disk() {
+        let gate = Gate::start(4096);
+        let first = gate.occupy().await;
+        let others: Vec<_> = (1..=3).map(|node| gate.register(node)).collect();
+        gate.counter("registry_requests_waiting").await;
+        let full = Error::Sync(std::io::ErrorKind::StorageFull.into());
+        gate.results.send(Ok(())).unwrap();
+        gate.results.send(Err(full)).unwrap();
+        first.await.unwrap();
+        for other in others {
+            assert_eq!(other.await.unwrap_err(), RegistryError::Store);
+        }
+        assert_eq!(gate.counter("registry_store_failures_total").await, 1);
+        gate.results.send(Ok(())).unwrap();
+        gate.register(4).await.unwrap();
+    }
+
+    #[actix::test]
+    async fn a_full_queue_is_busy() {
+        let gate = Gate::start(2);
+        let first = gate.occupy().await;
+        let queued = [gate.register(1), gate.register(2)];
+        assert_eq!(gate.register(3).await.unwrap_err(), RegistryError::Busy);
+        assert_eq!(gate.counter("registry_requests_busy_total").await, 1);
+        gate.results.send(Ok(())).unwrap();
+        gate.results.send(Ok(())).unwrap();
+        first.await.unwrap();
+        for queued in queued {
+            queued.await.unwrap();
+        }
+    }
+
+    #[actix::test]
+    async fn a_drain_ends_at_its_deadline_and_tells_what_is_left() {
+        let gate = Gate::start(4096);
+        let first = gate.occupy().await;
+        let second = gate.register(1);
+        assert_eq!(gate.drain(Duration::from_millis(1)).await.abandoned, 2);
+        drop(gate.results);
+        first.await.unwrap();
+        second.await.unwrap();
     }
 }

@@ -211,3 +211,67 @@ impl Handler<Probe> for Resolver {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use messages::{Clock, Domain, NodeId, NotificationHint, Origin, OutcomeBatch, Ticket};
+    use testkit::Collector;
+
+    use super::*;
+    use crate::Config;
+    use crate::keys::{Keys, MasterKey};
+    use crate::store::memory::MemoryStore;
+
+    #[actix::test]
+    async fn a_store_that_fails_is_an_internal_fault() {
+        let mut store = MemoryStore::default();
+        store.unreadable = true;
+        let directory = tempfile::tempdir().unwrap();
+        let key = MasterKey::create(&directory.path().join("key")).unwrap();
+        let keys = Keys::derive(&key);
+        let registrations =
+            Registrations::new(&Config::default(), Clock::system(), Arc::new(store), keys);
+        let mut delivered = Collector::start();
+        let deliver = delivered.recipient();
+        let handles = start(&registrations, Edges { deliver });
+        let mut outcomes = Collector::<OutcomeBatch>::start();
+        let ticket = Ticket {
+            slot: 1,
+            generation: 0,
+        };
+        let publish = Publish {
+            ticket,
+            node: NodeId::new("node").unwrap(),
+            secret: None,
+            domain: Domain::new("chat.example"),
+            service: Domain::new("push.example"),
+            hint: NotificationHint::default(),
+        };
+        let batch = PublishBatch {
+            origin: Origin::new(outcomes.recipient()),
+            deadline: Instant::now() + Duration::from_secs(20),
+            items: vec![publish],
+        };
+        handles.publish.try_send(batch).unwrap();
+        assert_eq!(
+            outcomes.take().await.items,
+            [(ticket, PushOutcome::Rejected(Rejection::Internal))]
+        );
+        assert!(delivered.drain().is_empty());
+    }
+
+    #[test]
+    fn app_names_are_made_once() {
+        let mut seen = Vec::new();
+        for name in ["a", "b", "a"] {
+            assert_eq!(app(&mut seen, name).as_str(), name);
+        }
+        assert_eq!(seen.len(), 2);
+        for n in 0..2 * APPS_MAX {
+            app(&mut seen, &n.to_string());
+        }
+        assert_eq!(seen.len(), APPS_MAX);
+    }
+}

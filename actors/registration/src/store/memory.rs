@@ -1,4 +1,5 @@
-//! A store without disk and without indexes: the oracle the one on disk is compared with.
+//! A store without disk and without indexes: the oracle the one on disk is compared with, and the one
+//! that fails and waits when a test says so.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,8 +11,19 @@ use super::{Page, PushTimes, Record, RegistrationStore, Visit};
 use crate::Error;
 use crate::keys::AccountKey;
 
-#[derive(Default)]
-pub(crate) struct MemoryStore(Mutex<Contents>);
+pub(crate) struct MemoryStore {
+    contents: Mutex<Contents>,
+    /// What a sync does.
+    on_sync: Box<dyn Fn() -> Result<(), Error> + Send + Sync>,
+    /// Whether reads fail.
+    pub(crate) unreadable: bool,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::syncing(|| Ok(()))
+    }
+}
 
 #[derive(Default)]
 struct Contents {
@@ -20,8 +32,16 @@ struct Contents {
 }
 
 impl MemoryStore {
+    pub(crate) fn syncing(on_sync: impl Fn() -> Result<(), Error> + Send + Sync + 'static) -> Self {
+        Self {
+            contents: Mutex::default(),
+            on_sync: Box::new(on_sync),
+            unreadable: false,
+        }
+    }
+
     fn contents(&self) -> MutexGuard<'_, Contents> {
-        self.0.lock().unwrap()
+        self.contents.lock().unwrap()
     }
 
     fn scan(&self, belongs: impl Fn(&Record<'_>) -> bool, visit: &mut Visit<'_>) {
@@ -36,6 +56,9 @@ impl MemoryStore {
 
 impl RegistrationStore for MemoryStore {
     fn read(&self, key: RegistrationKey, visit: &mut dyn FnMut(&Record<'_>)) -> Result<(), Error> {
+        if self.unreadable {
+            return Err(Error::Record);
+        }
         if let Some(bytes) = self.contents().records.get(&key) {
             visit(&Record::decode(bytes)?);
         }
@@ -107,6 +130,6 @@ impl RegistrationStore for MemoryStore {
     }
 
     fn sync(&self) -> Result<(), Error> {
-        Ok(())
+        (self.on_sync)()
     }
 }

@@ -34,6 +34,8 @@
 
 pub(crate) mod codec;
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 pub(crate) mod memory;
 pub(crate) mod sled;
 

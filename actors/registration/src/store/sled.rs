@@ -3,24 +3,34 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::panic::catch_unwind;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ::sled::{Db, IVec, Tree};
 use messages::RegistrationKey;
 use ring::digest;
 
 use super::{Page, PushTimes, Record, RegistrationStore, Visit};
-use crate::Error;
 use crate::keys::{AccountKey, create_private};
+use crate::{Error, Fault};
 
 /// Part of the layout on disk: a store opens with no other value. With small segments less is written.
 const SEGMENT_BYTES: usize = 65_536;
 /// The one file of the engine that holds data.
 const DATA_FILE: &str = "db";
+/// An empty file that is there from when the store was first complete. A store that has it and nothing
+/// else is damaged, not new.
+const MARK_FILE: &str = "complete";
 const LAYOUT: &[u8] = &[1];
 const LAYOUT_KEY: &str = "layout";
 const KEY_CHECK_KEY: &str = "key_check";
 const PREFIX_BYTES: usize = 16;
+/// A process that is just ending releases the store soon; so do the engine's own threads, which outlive
+/// the last handle by a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 
 /// An open store. Exclusive to this process.
 pub(crate) struct SledStore {
@@ -41,36 +51,46 @@ impl SledStore {
             path: path.into(),
             source,
         };
-        let unopenable = |error: ::sled::Error| Error::StoreUnopenable {
+        let unopenable = |cause| Error::StoreUnopenable {
             path: path.into(),
-            cause: error.into(),
+            cause,
         };
         create_private(path).map_err(directory)?;
         check_files(path)?;
+        // The engine panics over some kinds of damage. Nothing of it is used after that.
+        let opened = catch_unwind(|| Self::open_trees(path, cache_bytes));
+        let store = opened
+            .unwrap_or(Err(Fault::Corruption))
+            .map_err(unopenable)?;
+        let layout = store.meta.get(LAYOUT_KEY)?;
+        match (layout, Self::is_complete(path)) {
+            (Some(layout), _) if layout != LAYOUT => Err(Error::StoreLayout { path: path.into() }),
+            // Recovery has cut off even the first entry that was ever made.
+            (None, true) => Err(unopenable(Fault::Corruption)),
+            (None, false) if !store.registration.is_empty() => {
+                Err(Error::StoreLayout { path: path.into() })
+            }
+            _ => Ok(store),
+        }
+    }
+
+    fn open_trees(path: &Path, cache_bytes: u64) -> Result<Self, Fault> {
         let db = ::sled::Config::new()
             .path(path)
             .cache_capacity(cache_bytes)
             .segment_size(SEGMENT_BYTES)
             // The engine's timer would rewrite segments all the time: 15 times the bytes at low load.
             .flush_every_ms(None)
-            .open()
-            .map_err(unopenable)?;
-        let data = File::open(path.join(DATA_FILE)).map_err(directory)?;
-        let tree = |name: &str| db.open_tree(name).map_err(unopenable);
-        let store = Self {
-            registration: tree("registration")?,
-            account: tree("account")?,
-            token: tree("token")?,
-            push_times: tree("push_times")?,
-            meta: tree("meta")?,
-            data,
+            .open()?;
+        Ok(Self {
+            registration: db.open_tree("registration")?,
+            account: db.open_tree("account")?,
+            token: db.open_tree("token")?,
+            push_times: db.open_tree("push_times")?,
+            meta: db.open_tree("meta")?,
+            data: File::open(path.join(DATA_FILE)).map_err(Fault::Io)?,
             db,
-        };
-        match store.meta.get(LAYOUT_KEY).map_err(unopenable)? {
-            Some(layout) if layout == LAYOUT => Ok(store),
-            None if store.registration.is_empty() => Ok(store),
-            _ => Err(Error::StoreLayout { path: path.into() }),
-        }
+        })
     }
 
     /// The check value of the key this store was written with; `None` for an empty store.
@@ -78,14 +98,20 @@ impl SledStore {
         Ok(self.meta.get(KEY_CHECK_KEY)?)
     }
 
-    /// Marks an empty store as written with a key, durably.
+    /// Whether the store was ever initialised to the end.
+    pub(crate) fn is_complete(path: &Path) -> bool {
+        path.join(MARK_FILE).exists()
+    }
+
+    /// Marks a new store as written with a key, durably. Done again, it finishes what a crash cut short.
     pub(crate) fn initialise(&self, path: &Path, key_check: &[u8]) -> Result<(), Error> {
         self.meta.insert(LAYOUT_KEY, LAYOUT)?;
         self.meta.insert(KEY_CHECK_KEY, key_check)?;
         self.flush()?;
         self.sync()?;
-        File::open(path)
-            .and_then(|directory| directory.sync_all())
+        File::create(path.join(MARK_FILE))
+            .and_then(|mark| mark.sync_all())
+            .and_then(|()| File::open(path)?.sync_all())
             .map_err(Error::Sync)
     }
 
@@ -117,7 +143,7 @@ impl SledStore {
 }
 
 /// Looks at the files of a store without changing any: fails when others may read them, when they cannot
-/// be read and written, or when another process uses them.
+/// be read and written, or when another process uses them. Waits [`LOCK_PATIENCE`] for that one to end.
 pub(crate) fn check_files(path: &Path) -> Result<(), Error> {
     let fail = |source| Error::StoreDirectory {
         path: path.into(),
@@ -135,12 +161,20 @@ pub(crate) fn check_files(path: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(fail(error)),
     };
-    match data.try_lock() {
-        // What a killed process has written must be on disk before the engine, on opening, durably notes
-        // that it is there.
-        Ok(()) => data.sync_data().map_err(fail),
-        Err(TryLockError::WouldBlock) => Err(Error::StoreLocked { path: path.into() }),
-        Err(TryLockError::Error(error)) => Err(fail(error)),
+    let start = Instant::now();
+    loop {
+        match data.try_lock() {
+            // What a killed process has written must be on disk before the engine, on opening, durably
+            // notes that it is there.
+            Ok(()) => return data.sync_data().map_err(fail),
+            Err(TryLockError::Error(error)) => return Err(fail(error)),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => {
+                thread::sleep(LOCK_RETRY);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::StoreLocked { path: path.into() });
+            }
+        }
     }
 }
 
@@ -393,5 +427,36 @@ mod tests {
             SledStore::open(&directory.path().join("store"), 1 << 20),
             Err(Error::StoreLayout { .. })
         ));
+    }
+
+    #[test]
+    fn damage_is_an_error_and_no_panic() {
+        let mut refused = 0;
+        for step in 1..12 {
+            let (directory, store) = store();
+            store
+                .initialise(&directory.path().join("store"), &[])
+                .unwrap();
+            for n in 0..200 {
+                store.put(RegistrationKey([n; 16]), &record()).unwrap();
+            }
+            store.flush().unwrap();
+            let data = directory.path().join("store").join(DATA_FILE);
+            let mut bytes = fs::read(&data).unwrap();
+            for byte in bytes.iter_mut().step_by(step * 1_000) {
+                *byte ^= 0xff;
+            }
+            let damaged = tempfile::tempdir().unwrap();
+            let path = damaged.path().join("store");
+            create_private(&path).unwrap();
+            fs::write(path.join(DATA_FILE), bytes).unwrap();
+            fs::write(path.join(MARK_FILE), "").unwrap();
+            match SledStore::open(&path, 1 << 20) {
+                Err(Error::StoreUnopenable { .. }) => refused += 1,
+                Err(error) => panic!("{error}"),
+                Ok(_) => {}
+            }
+        }
+        assert!(refused > 0);
     }
 }

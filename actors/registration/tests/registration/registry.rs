@@ -1,0 +1,288 @@
+//! Registrations are made, renewed, ended and swept.
+
+use std::time::Duration;
+
+use messages::{
+    AppId, ErrorReason, NodeId, RegistrationKey, RegistryError, RejectedToken, RemoveTokens,
+    SweepExpired, SweptPage, Touch, TouchBatch, UnixMillis, UnixSeconds,
+};
+use registration::registry::Handles;
+
+use crate::fixture::{
+    ADA, EVE, Fixture, NODE, OTHER_NODE, START, account, after, counter, drain, only, register,
+    request, secret, token, touch, unregister,
+};
+
+#[actix::test]
+async fn registering_again_keeps_the_secret_and_takes_the_token() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let first = secret(&registry, ADA, NODE, "a").await;
+    assert_eq!(first.len(), 64);
+    fixture.at(90);
+    assert_eq!(secret(&registry, ADA, NODE, "b").await, first);
+    let description = only(&registrations, ADA);
+    assert_eq!(description.registered_at, START);
+    assert_eq!(description.renewed_at, after(90));
+    assert!(description.device_token == token("b"));
+    assert!(description.node.as_str() == NODE && description.app.as_str() == "app");
+    assert_eq!(description.domain.as_str(), "chat.example");
+    assert_eq!(description.service.as_str(), "push.example");
+    // The old token leads nowhere any more.
+    assert_eq!(dead(&registry, "a", 1_000_000).await, 0);
+}
+
+#[actix::test]
+async fn a_second_account_with_the_same_node_touches_nothing_of_the_first() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    let before = only(&registrations, ADA);
+    fixture.at(5);
+    let eve = secret(&registry, EVE, NODE, "e").await;
+    assert_ne!(ada, eve);
+    assert_eq!(only(&registrations, ADA), before);
+    assert_eq!(unregister(&registry, EVE, NODE).await, 1);
+    assert_eq!(unregister(&registry, EVE, NODE).await, 0);
+    assert_eq!(only(&registrations, ADA), before);
+    assert_eq!(secret(&registry, ADA, NODE, "a").await, ada);
+    assert_eq!(unregister(&registry, ADA, NODE).await, 1);
+    // A new registration is no continuation of one that ended.
+    assert_ne!(secret(&registry, ADA, NODE, "a").await, ada);
+}
+
+#[actix::test]
+async fn a_device_that_changes_its_node_gives_up_the_old_one() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    secret(&registry, ADA, NODE, "a").await;
+    secret(&registry, ADA, OTHER_NODE, "a").await;
+    assert_eq!(only(&registrations, ADA).node.as_str(), OTHER_NODE);
+    secret(&registry, ADA, NODE, "b").await;
+    assert_eq!(registrations.describe(&account(ADA)).unwrap().len(), 2);
+}
+
+#[actix::test]
+async fn an_account_has_so_many_registrations_and_no_more() {
+    let mut fixture = Fixture::new();
+    fixture.config.registrations_per_account_max = 2;
+    let (registrations, registry) = fixture.start();
+    for (node, digit) in [("1", "a"), ("2", "b")] {
+        secret(&registry, ADA, node, digit).await;
+    }
+    let refused = register(&registry, ADA, "3", "c").await.unwrap_err();
+    assert_eq!(refused, RegistryError::TooMany);
+    // Renewing, replacing, and other accounts are not concerned.
+    secret(&registry, ADA, "1", "c").await;
+    secret(&registry, ADA, "3", "b").await;
+    secret(&registry, EVE, "3", "c").await;
+    assert_eq!(registrations.describe(&account(ADA)).unwrap().len(), 2);
+    assert_eq!(unregister(&registry, ADA, "2").await, 0);
+}
+
+/// How many registrations end when a token was dead at some milliseconds after the start.
+async fn dead(registry: &Handles, digit: &str, milliseconds: u64) -> u64 {
+    let item = RejectedToken {
+        app: AppId::new("app"),
+        device_token: token(digit),
+        reason: ErrorReason::known("Unregistered"),
+        invalid_since: UnixMillis(START.millis().0 + milliseconds),
+    };
+    let request = RemoveTokens { items: vec![item] };
+    let removed = registry.remove_tokens.send(request).await.unwrap().unwrap();
+    removed.count
+}
+
+#[actix::test]
+async fn a_token_that_died_before_the_renewal_keeps_the_registration() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    fixture.at(10);
+    secret(&registry, ADA, NODE, "a").await;
+    secret(&registry, EVE, NODE, "a").await;
+    secret(&registry, EVE, OTHER_NODE, "b").await;
+    assert_eq!(dead(&registry, "a", 0).await, 0);
+    // The renewal may have come later in the same second.
+    assert_eq!(dead(&registry, "a", 10_999).await, 0);
+    only(&registrations, ADA);
+    assert_eq!(dead(&registry, "a", 11_000).await, 2);
+    assert!(registrations.describe(&account(ADA)).unwrap().is_empty());
+    assert_eq!(only(&registrations, EVE).node.as_str(), OTHER_NODE);
+    assert_eq!(dead(&registry, "a", 11_000).await, 0);
+}
+
+#[actix::test]
+async fn a_dead_token_is_dead_for_its_app_only() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let mut beta = request(ADA, NODE, token("a"));
+    beta.app = AppId::new("beta");
+    registry.register.send(beta).await.unwrap().unwrap();
+    assert_eq!(dead(&registry, "a", 5_000).await, 0);
+    only(&registrations, ADA);
+}
+
+async fn sweep(registry: &Handles, idle_since: UnixSeconds, limit: u32) -> Vec<SweptPage> {
+    let mut pages = Vec::new();
+    let mut after = None;
+    loop {
+        let request = SweepExpired {
+            idle_since,
+            after,
+            limit,
+        };
+        let page = registry.sweep.send(request).await.unwrap().unwrap();
+        pages.push(page);
+        after = page.next;
+        if after.is_none() {
+            return pages;
+        }
+    }
+}
+
+#[actix::test]
+async fn a_sweep_takes_pages_and_ends_what_is_idle() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    for node in 0..6 {
+        let name = format!("old{node}");
+        secret(&registry, &name, NODE, "a").await;
+    }
+    // Three of them are in use: pushed before and written, pushed and not written, renewed.
+    touch(
+        &registry,
+        only(&registrations, "old0").registration,
+        after(99),
+    );
+    fixture.at(100);
+    secret(&registry, "old2", NODE, "a").await;
+    Fixture::stop(registrations, registry).await;
+    let (registrations, registry) = fixture.start();
+    touch(
+        &registry,
+        only(&registrations, "old1").registration,
+        after(100),
+    );
+
+    let pages = sweep(&registry, after(99), 4).await;
+    let total: (u64, u64) = pages.iter().fold((0, 0), |sum, page| {
+        (sum.0 + page.scanned, sum.1 + page.removed)
+    });
+    assert_eq!((pages.len(), total), (2, (6, 3)));
+    let left = |name: String| registrations.describe(&account(&name)).unwrap().len();
+    let left: Vec<_> = (0..6).map(|node| left(format!("old{node}"))).collect();
+    assert_eq!(left, [1, 1, 1, 0, 0, 0]);
+    // A page that is full and the last one says so.
+    let pages = sweep(&registry, after(99), 3).await;
+    assert_eq!((pages.len(), pages[0].scanned), (1, 3));
+    let pages = sweep(&registry, after(100), 1).await;
+    let removed: u64 = pages.iter().map(|page| page.removed).sum();
+    assert_eq!((pages.len(), removed), (3, 1));
+}
+
+#[actix::test]
+async fn push_times_are_folded_and_written_after_the_period() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    secret(&registry, ADA, NODE, "a").await;
+    let registration = only(&registrations, ADA).registration;
+    tokio::time::pause();
+    let items = [(7, None), (8, Some("Shutdown")), (9, None)]
+        .map(|(seconds, error)| Touch {
+            registration,
+            at: after(seconds),
+            error: error.map(ErrorReason::known),
+        })
+        .to_vec();
+    registry.touch.try_send(TouchBatch { items }).unwrap();
+    assert_eq!(
+        counter(&registry.probe, "registry_touches_waiting").await,
+        1
+    );
+    let folded = only(&registrations, ADA);
+    assert_eq!(folded.last_success, Some(after(9)));
+    assert_eq!(
+        folded.last_error,
+        Some((after(8), ErrorReason::known("Shutdown")))
+    );
+
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    // Answered after what queued before it.
+    assert_eq!(unregister(&registry, EVE, NODE).await, 0);
+    assert_eq!(
+        counter(&registry.probe, "registry_touches_waiting").await,
+        0
+    );
+    assert_eq!(
+        counter(&registry.probe, "registry_touches_written_total").await,
+        1
+    );
+    let (_kept, copy) = fixture.open_copy();
+    assert_eq!(only(&copy, ADA), folded);
+}
+
+#[actix::test]
+async fn many_push_times_are_written_early_and_too_many_are_counted() {
+    let mut fixture = Fixture::new();
+    fixture.config.touches_max = 2;
+    let (registrations, registry) = fixture.start();
+    secret(&registry, ADA, NODE, "a").await;
+    touch(&registry, only(&registrations, ADA).registration, after(1));
+    assert_eq!(unregister(&registry, EVE, NODE).await, 0);
+    assert_eq!(
+        counter(&registry.probe, "registry_touches_written_total").await,
+        1
+    );
+    let stranger = |n| Touch {
+        registration: RegistrationKey([n; 16]),
+        at: START,
+        error: None,
+    };
+    let items = (0..5).map(stranger).collect();
+    registry.touch.try_send(TouchBatch { items }).unwrap();
+    assert_eq!(
+        counter(&registry.probe, "registry_touches_dropped_total").await,
+        3
+    );
+}
+
+#[actix::test]
+async fn a_late_push_time_raises_nothing_from_the_dead() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    secret(&registry, ADA, NODE, "a").await;
+    let registration = only(&registrations, ADA).registration;
+    touch(&registry, registration, after(1));
+    assert_eq!(unregister(&registry, ADA, NODE).await, 1);
+    touch(&registry, registration, after(2));
+    drain(&registry.drain).await;
+    assert_eq!(
+        counter(&registry.probe, "registry_touches_written_total").await,
+        0
+    );
+    assert!(registrations.describe(&account(ADA)).unwrap().is_empty());
+}
+
+#[actix::test]
+async fn a_drain_writes_what_waits_and_takes_no_more() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    secret(&registry, ADA, NODE, "a").await;
+    touch(&registry, only(&registrations, ADA).registration, after(3));
+    let last = registry.register.send(request(ADA, OTHER_NODE, token("b")));
+    assert_eq!(drain(&registry.drain).await.abandoned, 0);
+    last.await.unwrap().unwrap();
+    assert_eq!(drain(&registry.drain).await.abandoned, 0);
+    let refused = register(&registry, EVE, NODE, "e").await.unwrap_err();
+    assert_eq!(refused, RegistryError::Stopping);
+    touch(&registry, RegistrationKey([0; 16]), after(4));
+    assert_eq!(
+        counter(&registry.probe, "registry_touches_dropped_total").await,
+        1
+    );
+    let (_kept, copy) = fixture.open_copy();
+    let mut kept = copy.describe(&account(ADA)).unwrap();
+    kept.sort_by_key(|description| description.node == NodeId::new(OTHER_NODE).unwrap());
+    assert_eq!(kept.len(), 2);
+    assert_eq!(kept[0].last_success, Some(after(3)));
+}

@@ -1,0 +1,197 @@
+//! A publish finds its registration, or is refused.
+
+use std::time::{Duration, Instant};
+
+use actix::{Actor, ActorContext, Context, Handler, Recipient};
+use messages::{
+    DeliverBatch, Domain, NodeId, NotificationHint, Origin, OutcomeBatch, Publish, PublishBatch,
+    PushOutcome, Rejection, Secret, Ticket,
+};
+use registration::resolver::{self, Edges, Handles};
+use testkit::Collector;
+
+use crate::fixture::{ADA, EVE, Fixture, NODE, counter, drain, only, secret, service, token};
+
+struct Lane {
+    resolver: Handles,
+    delivered: Collector<DeliverBatch>,
+    outcomes: Collector<OutcomeBatch>,
+}
+
+impl Lane {
+    fn start(registrations: &registration::Registrations) -> Self {
+        let delivered = Collector::start();
+        Self {
+            resolver: resolver::start(
+                registrations,
+                Edges {
+                    deliver: delivered.recipient(),
+                },
+            ),
+            delivered,
+            outcomes: Collector::start(),
+        }
+    }
+
+    fn publish(&self, items: Vec<Publish>, deadline: Instant) {
+        let origin = Origin::new(self.outcomes.recipient());
+        let batch = PublishBatch {
+            origin,
+            deadline,
+            items,
+        };
+        self.resolver.publish.try_send(batch).unwrap();
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+const fn ticket(slot: u32) -> Ticket {
+    Ticket {
+        slot,
+        generation: 3,
+    }
+}
+
+fn publish(slot: u32, node: &str, secret: Option<&str>) -> Publish {
+    Publish {
+        ticket: ticket(slot),
+        node: NodeId::new(node).unwrap(),
+        secret: secret.map(|secret| Secret::new(secret).unwrap()),
+        domain: Domain::new("chat.example"),
+        service: service(),
+        hint: NotificationHint {
+            message_count: Some(slot),
+            has_body: true,
+        },
+    }
+}
+
+#[actix::test]
+async fn a_batch_is_split_into_found_and_refused() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    let eve = secret(&registry, EVE, NODE, "e").await;
+    let mut lane = Lane::start(&registrations);
+    let foreign = Publish {
+        domain: Domain::new("evil.example"),
+        ..publish(4, NODE, Some(&ada))
+    };
+    let elsewhere = Publish {
+        service: Domain::new("other.example"),
+        ..publish(5, NODE, Some(&ada))
+    };
+    let items = vec![
+        publish(1, NODE, Some(&eve)),
+        publish(2, NODE, Some(&"0".repeat(64))),
+        publish(3, "nobody", Some(&ada)),
+        foreign,
+        elsewhere,
+        publish(6, NODE, None),
+        publish(7, NODE, Some(&ada)),
+        publish(8, NODE, Some(&ada.to_uppercase())),
+    ];
+    lane.publish(items, soon());
+
+    let delivered = lane.delivered.take().await;
+    let found: Vec<_> = delivered
+        .items
+        .iter()
+        .map(|item| (item.ticket.slot, item.hint.message_count))
+        .collect();
+    assert_eq!(found, [(1, Some(1)), (7, Some(7))]);
+    assert!(delivered.items[0].device_token == token("e"));
+    assert!(delivered.items[1].device_token == token("a"));
+    assert!(delivered.items[1].registration == only(&registrations, ADA).registration);
+    assert_eq!(delivered.items[1].app.as_str(), "app");
+
+    let outcomes = lane.outcomes.take().await.items;
+    let refused = |rejection| PushOutcome::Rejected(rejection);
+    assert_eq!(
+        outcomes,
+        [
+            (ticket(2), refused(Rejection::UnknownNode)),
+            (ticket(3), refused(Rejection::UnknownNode)),
+            (ticket(4), refused(Rejection::Forbidden)),
+            (ticket(5), refused(Rejection::UnknownNode)),
+            (ticket(6), refused(Rejection::UnknownNode)),
+            (ticket(8), refused(Rejection::UnknownNode)),
+        ]
+    );
+    let probe = &lane.resolver.probe;
+    assert_eq!(counter(probe, "resolver_pushes_found_total").await, 2);
+    assert_eq!(counter(probe, "resolver_pushes_unknown_total").await, 5);
+    assert_eq!(counter(probe, "resolver_pushes_forbidden_total").await, 1);
+    assert_eq!(drain(&lane.resolver.drain).await.abandoned, 0);
+    assert!(lane.delivered.drain().is_empty() && lane.outcomes.drain().is_empty());
+}
+
+#[actix::test]
+async fn a_registration_that_ended_is_unknown() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    crate::fixture::unregister(&registry, ADA, NODE).await;
+    let mut lane = Lane::start(&registrations);
+    lane.publish(vec![publish(1, NODE, Some(&ada))], soon());
+    assert_eq!(
+        lane.outcomes.take().await.items,
+        [(ticket(1), PushOutcome::Rejected(Rejection::UnknownNode))]
+    );
+}
+
+#[actix::test]
+async fn an_overdue_batch_is_answered_and_not_sent() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    let mut lane = Lane::start(&registrations);
+    lane.publish(vec![publish(1, NODE, Some(&ada))], Instant::now());
+    assert_eq!(
+        lane.outcomes.take().await.items,
+        [(ticket(1), PushOutcome::Rejected(Rejection::TimedOut))]
+    );
+    assert!(lane.delivered.drain().is_empty());
+}
+
+/// A pool that has ended.
+struct Gone;
+
+impl Actor for Gone {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+impl Handler<DeliverBatch> for Gone {
+    type Result = ();
+
+    fn handle(&mut self, _: DeliverBatch, _: &mut Self::Context) {}
+}
+
+#[actix::test]
+async fn without_a_pool_pushes_are_unavailable() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    let deliver: Recipient<DeliverBatch> = Gone.start().recipient();
+    while deliver.connected() {
+        tokio::task::yield_now().await;
+    }
+    let mut lane = Lane::start(&registrations);
+    lane.resolver = resolver::start(&registrations, Edges { deliver });
+    let items = vec![publish(1, NODE, Some(&ada)), publish(2, "nobody", None)];
+    lane.publish(items, soon());
+    assert_eq!(
+        lane.outcomes.take().await.items,
+        [
+            (ticket(2), PushOutcome::Rejected(Rejection::UnknownNode)),
+            (ticket(1), PushOutcome::Rejected(Rejection::Unavailable)),
+        ]
+    );
+}
