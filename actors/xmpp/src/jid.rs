@@ -44,7 +44,7 @@ impl Jid {
                 }
                 None => None,
             },
-            domain: domain(server)?,
+            domain: prepare_domain(server)?,
             resource: match resource {
                 Some(part) => {
                     let part = ResourcePart::new(part).map_err(|_| JidError)?;
@@ -83,14 +83,14 @@ fn split(text: &str) -> (Option<&str>, &str, Option<&str>) {
 /// Whether an address as written is exactly this domain. Costs no preparation when the peer writes its
 /// domain the way it is prepared, which all known servers do.
 pub(crate) fn is_domain(text: &str, prepared: &Domain) -> bool {
-    text == prepared.as_str() || domain(text).as_ref() == Ok(prepared)
+    text == prepared.as_str() || prepare_domain(text).as_ref() == Ok(prepared)
 }
 
 /// Prepares a domain for comparison.
 ///
 /// # Errors
 /// [`JidError`] when it is neither a domain name nor an IP address (IPv6 in brackets).
-pub(crate) fn domain(text: &str) -> Result<Domain, JidError> {
+pub(crate) fn prepare_domain(text: &str) -> Result<Domain, JidError> {
     let text = text.strip_suffix('.').unwrap_or(text);
     if is_plain(text) {
         return match text.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -120,7 +120,7 @@ impl Host {
     /// Translates a prepared domain.
     ///
     /// # Errors
-    /// [`JidError`] when the domain is not what [`domain`] makes.
+    /// [`JidError`] when the domain is not what [`prepare_domain`] makes.
     pub(crate) fn of(domain: &Domain) -> Result<Self, JidError> {
         let text = domain.as_str();
         if let Some(address) = bracketed(text) {
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn hosts() {
-        let host = |text: &str| domain(text).and_then(|domain| Host::of(&domain));
+        let host = |text: &str| prepare_domain(text).and_then(|domain| Host::of(&domain));
         assert_eq!(host("Push.Test"), Ok(Host::Name("push.test".to_owned())));
         assert_eq!(
             host("M\u{fc}nchen.example"),
@@ -271,7 +271,7 @@ mod tests {
         #[test]
         fn preparation_is_stable(text in "\\PC{0,24}") {
             if let Ok(jid) = Jid::parse(&text) {
-                let again = domain(jid.domain.as_str());
+                let again = prepare_domain(jid.domain.as_str());
                 prop_assert_eq!(again.as_ref(), Ok(&jid.domain));
                 prop_assert!(Host::of(&jid.domain).is_ok());
             }
@@ -280,7 +280,7 @@ mod tests {
         #[test]
         fn the_short_way_agrees_with_idna(text in "[a-zA-Z0-9_.-]{1,20}") {
             let whole = to_ascii(text.strip_suffix('.').unwrap_or(&text));
-            let short = domain(&text);
+            let short = prepare_domain(&text);
             prop_assert_eq!(short.is_ok(), whole.is_ok());
             if let (Ok(short), Ok(whole)) = (short, whole) {
                 prop_assert_eq!(Host::of(&short).ok(), match whole.parse::<Ipv4Addr>() {

@@ -136,3 +136,67 @@ impl Element {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xml::ns;
+
+    fn read(unit: &str) -> Element {
+        Element::read(unit, &Namespaces::server()).unwrap()
+    }
+
+    #[test]
+    fn a_form() {
+        let element = read(
+            "<iq id='1' xml:lang='en'> <x xmlns='jabber:x:data'><y/>a<y/>&lt;b</x><x/><x xmlns='jabber:x:data'/></iq>",
+        );
+        assert!(element.is("iq", ns::SERVER));
+        assert_eq!((element.name(), element.namespace()), ("iq", ns::SERVER));
+        assert_eq!(element.attribute("id"), Some("1"));
+        assert_eq!(element.attribute("lang"), None);
+        assert_eq!(element.elements().count(), 3);
+        let form = element.child("x", ns::FORMS).unwrap();
+        assert_eq!(form.text(), "a<b");
+        assert_eq!(form.elements().count(), 2);
+        assert!(element.child("x", ns::SERVER).is_some());
+        assert!(element.child("y", ns::FORMS).is_none());
+    }
+
+    #[test]
+    fn a_prefix_declared_again_or_only_here() {
+        let result = "<db:result xmlns:db='jabber:server:dialback' to='push.test' from='jabberd.test'>656c9c50e2744e81b488e920e06dd85e78c239bd</db:result>";
+        let element = Element::read(result, &Namespaces::default()).unwrap();
+        assert!(element.is("result", ns::DIALBACK));
+        assert_eq!(element.text(), "656c9c50e2744e81b488e920e06dd85e78c239bd");
+        assert_eq!(read(result), element);
+        let features = read(
+            "<stream:features xmlns:stream='http://etherx.jabber.org/streams'><dialback xmlns='urn:xmpp:features:dialback'><required></required></dialback></stream:features>",
+        );
+        assert!(features.is("features", ns::STREAMS));
+        let dialback = features
+            .child("dialback", "urn:xmpp:features:dialback")
+            .unwrap();
+        assert!(
+            dialback
+                .child("required", "urn:xmpp:features:dialback")
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn nothing_of_it_is_shown() {
+        assert_eq!(
+            format!("{:?}", read("<iq id='secret'>secret</iq>")),
+            "Element(..)"
+        );
+    }
+
+    #[test]
+    fn what_the_reader_refuses_is_refused() {
+        let refused = |unit| Element::read(unit, &Namespaces::server()).unwrap_err();
+        assert_eq!(refused("<a><b></a>"), XmlError::NotWellFormed);
+        assert_eq!(refused("<a/><b/>"), XmlError::NotWellFormed);
+        assert_eq!(refused("<a/><!-- -->"), XmlError::RestrictedXml);
+    }
+}

@@ -522,3 +522,244 @@ fn with_plain_line_ends(text: Cow<'_, str>) -> Cow<'_, str> {
         None => text,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything in a unit, or the first error.
+    fn read(unit: &str) -> Result<String, XmlError> {
+        let namespaces = Namespaces::server();
+        let mut events = Events::new(unit, &namespaces)?;
+        let mut seen = String::new();
+        loop {
+            match events.next()? {
+                Event::Start => {
+                    seen += &format!("({{{}}}{}", events.namespace(), events.name());
+                    for attribute in events.attributes() {
+                        let prefix = match attribute.prefix {
+                            "" => "",
+                            prefix => events.resolve(prefix).unwrap(),
+                        };
+                        seen += &format!(" {{{prefix}}}{}={}", attribute.name, attribute.value);
+                    }
+                    seen += ":";
+                }
+                Event::Text(text) => seen += &text,
+                Event::End => seen += ")",
+                Event::Eof => return Ok(seen),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn check(unit: &str, expected: &str) {
+        assert_eq!(read(unit), Ok(expected.to_owned()), "{unit}");
+    }
+
+    #[track_caller]
+    fn check_error(unit: &str, expected: XmlError) {
+        assert_eq!(read(unit), Err(expected), "{unit}");
+    }
+
+    #[test]
+    fn names_and_namespaces() {
+        check("<iq/>", "({jabber:server}iq:)");
+        check(" <iq/>\n", "({jabber:server}iq:)");
+        check("<iq ></iq >", "({jabber:server}iq:)");
+        check("<db:result/>", "({jabber:server:dialback}result:)");
+        check("<a xmlns=''/>", "({}a:)");
+        check(
+            "<a xmlns='x'><b/><c xmlns='y'/><b/></a>",
+            "({x}a:({x}b:)({y}c:)({x}b:))",
+        );
+        check(
+            "<p:a xmlns:p='x'><p:b xmlns:p='y'/><p:b/></p:a>",
+            "({x}a:({y}b:)({x}b:))",
+        );
+        check(
+            "<a><p:b xmlns:p='x' xmlns='y'><c/></p:b><c/></a>",
+            "({jabber:server}a:({x}b:({y}c:))({jabber:server}c:))",
+        );
+        check(
+            "<a xml:lang='en' id='1'/>",
+            "({jabber:server}a {http://www.w3.org/XML/1998/namespace}lang=en {}id=1:)",
+        );
+        check(
+            "<a xmlns:p='x' p:id='1' id='2'/>",
+            "({jabber:server}a {x}id=1 {}id=2:)",
+        );
+        check(
+            "<\u{e9}l\u{e9}ment _a-b.c1='x'/>",
+            "({jabber:server}\u{e9}l\u{e9}ment {}_a-b.c1=x:)",
+        );
+        check(
+            "<a xmlns:xml='http://www.w3.org/XML/1998/namespace'/>",
+            "({jabber:server}a:)",
+        );
+    }
+
+    #[test]
+    fn text() {
+        check(
+            "<a>x&amp;y&#65;&#x42;&lt;&gt;&apos;&quot;</a>",
+            "({jabber:server}a:x&yAB<>'\")",
+        );
+        check(
+            "<a>1\r\n2\r3\n4&#13;</a>",
+            "({jabber:server}a:1\n2\n3\n4\r)",
+        );
+        check("<a>]] > ]]&gt;</a>", "({jabber:server}a:]] > ]]>)");
+        check(
+            "<a>x<b>y</b>z</a>",
+            "({jabber:server}a:x({jabber:server}b:y)z)",
+        );
+        check(
+            "<a>\u{1f600}\u{fffd}\u{85}</a>",
+            "({jabber:server}a:\u{1f600}\u{fffd}\u{85})",
+        );
+    }
+
+    #[test]
+    fn attributes() {
+        check("<a b='\"' c=\"'\"/>", "({jabber:server}a {}b=\" {}c=':)");
+        check(
+            "<a\tb\n=\r'x'  c = \"y\" />",
+            "({jabber:server}a {}b=x {}c=y:)",
+        );
+        check(
+            "<a b='&lt;&#9;&#x1F600;&quot;'/>",
+            "({jabber:server}a {}b=<\t\u{1f600}\":)",
+        );
+        check(
+            "<a b='1\n2\t3\r\n4\r5'/>",
+            "({jabber:server}a {}b=1 2 3 4 5:)",
+        );
+        check("<a b='>/>'/>", "({jabber:server}a {}b=>/>:)");
+    }
+
+    #[test]
+    fn what_is_not_well_formed() {
+        for unit in [
+            // The parser lets these pass.
+            "<a>\u{1}</a>",
+            "<a b='\u{1f}'/>",
+            "<a>\u{fffe}</a>",
+            "<a>\u{ffff}</a>",
+            "<a>&#1;</a>",
+            "<a>&#x1;</a>",
+            "<a b='&#x1;'/>",
+            "<a>&#xFFFE;</a>",
+            "<a>&#xD800;</a>",
+            "<a>&#x110000;</a>",
+            "<a>&#99999999999;</a>",
+            "<a>&#+65;</a>",
+            "<a>&#x+41;</a>",
+            "<a>&#X41;</a>",
+            "<a>&#;</a>",
+            "<a>&#x;</a>",
+            "<a>&;</a>",
+            "<a>& b;</a>",
+            "<a b='<'/>",
+            "<a b='x'c='y'/>",
+            "<a b='x'/ >",
+            "<a/b='x'>",
+            "<1a/>",
+            "<-a/>",
+            "<a 1b='x'/>",
+            "<a b!='x'/>",
+            "<a<b/>",
+            "<p:a xmlns:p=''/>",
+            "<p:a/>",
+            "<a p:b='x'/>",
+            "<a><p:b xmlns:p='x'/><p:b/></a>",
+            "<:a/>",
+            "<p:/>",
+            "<stream:a:b/>",
+            "<xmlns:a/>",
+            "<a xmlns:xmlns='http://www.w3.org/2000/xmlns/'/>",
+            "<a xmlns:xml='x'/>",
+            "<a xmlns:p='http://www.w3.org/XML/1998/namespace'/>",
+            "<a xmlns='http://www.w3.org/2000/xmlns/'/>",
+            "<a>]]></a>",
+            "<a/><b/>",
+            "<a/>x",
+            "x<a/>",
+            "&amp;<a/>",
+            "<a/>&amp;",
+            // And these it refuses, or does when it is asked.
+            "",
+            " ",
+            "<a>",
+            "<a",
+            "</a>",
+            "<a></b>",
+            "<a></A>",
+            "<a></a b='x'>",
+            "<a b/>",
+            "<a b=/>",
+            "<a b=x/>",
+            "<a b='x/>",
+            "<a ='x'/>",
+            "<a b='x' b='y'/>",
+            "<a xmlns='x' xmlns='x'/>",
+            "<a xmlns:p='x' xmlns:q='x' p:b='1' q:b='2'/>",
+            "<a>&amp</a>",
+            "<a b='&amp'/>",
+            "<a>&amp <b/>;</a>",
+            "<>",
+            "< a/>",
+        ] {
+            check_error(unit, XmlError::NotWellFormed);
+        }
+    }
+
+    #[test]
+    fn what_is_restricted() {
+        for unit in [
+            "<a>&nbsp;</a>",
+            "<a b='&custom;'/>",
+            "<a><!-- c --></a>",
+            "<a><![CDATA[x]]></a>",
+            "<a><?pi?></a>",
+            "<!DOCTYPE a><a/>",
+            "<?xml version='1.0'?><a/>",
+        ] {
+            check_error(unit, XmlError::RestrictedXml);
+        }
+    }
+
+    #[test]
+    fn namespaces_are_limited() {
+        let declarations =
+            |n: usize| -> String { (0..n).map(|n| format!(" xmlns:p{n}='x'")).collect() };
+        check(
+            &format!("<a{}/>", declarations(BINDINGS_MAX)),
+            "({jabber:server}a:)",
+        );
+        check_error(
+            &format!("<a{}/>", declarations(BINDINGS_MAX + 1)),
+            XmlError::TooManyNamespaces,
+        );
+        check_error(
+            &format!("<a{}><b xmlns='y'/></a>", declarations(BINDINGS_MAX)),
+            XmlError::TooManyNamespaces,
+        );
+        let siblings = "<b xmlns='y'/>".repeat(2 * BINDINGS_MAX);
+        assert!(read(&format!("<a>{siblings}</a>")).is_ok());
+    }
+
+    #[test]
+    fn plain_strings_are_borrowed() {
+        let unit = "<a b='value'>text</a>";
+        let namespaces = Namespaces::default();
+        let mut events = Events::new(unit, &namespaces).unwrap();
+        events.root().unwrap();
+        assert!(matches!(
+            events.take_attribute("b"),
+            Some(Cow::Borrowed("value"))
+        ));
+        assert!(events.attribute("b").is_none());
+        assert!(matches!(events.text(), Ok(Cow::Borrowed("text"))));
+    }
+}

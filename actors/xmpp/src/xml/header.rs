@@ -104,3 +104,118 @@ fn parse_version(text: &str) -> Option<(u16, u16)> {
     let (major, minor) = text.split_once('.')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(unit: &str) -> StreamHeader {
+        StreamHeader::read(unit.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn headers_of_known_servers() {
+        let prosody = read(
+            "<?xml version='1.0'?><stream:stream xmlns='jabber:server' xmlns:stream='http://etherx.jabber.org/streams' from='prosody.test' id='' version='1.0' xml:lang='en' to='push.test' xmlns:db='jabber:server:dialback'>",
+        );
+        assert_eq!(prosody.from.as_deref(), Some("prosody.test"));
+        assert_eq!(prosody.to.as_deref(), Some("push.test"));
+        assert_eq!(prosody.id.as_deref(), Some(""));
+        assert_eq!(prosody.version, Some((1, 0)));
+        assert_eq!(prosody.namespaces.resolve(""), Some(ns::SERVER));
+        assert_eq!(prosody.namespaces.resolve("db"), Some(ns::DIALBACK));
+        assert_eq!(prosody.namespaces.resolve("x"), None);
+        assert_eq!(prosody.check(), Ok(()));
+
+        let ejabberd = read(
+            "<?xml version='1.0'?><stream:stream id='13036381164486848211' version='1.0' xml:lang='en' xmlns:db='jabber:server:dialback' xmlns:stream='http://etherx.jabber.org/streams' to='push.test' from='ejabberd.test' xmlns='jabber:server'>",
+        );
+        assert_eq!(ejabberd.id.as_deref(), Some("13036381164486848211"));
+        assert_eq!(ejabberd.check(), Ok(()));
+    }
+
+    #[track_caller]
+    fn check(attributes: &str, expected: Result<(), XmlError>) {
+        check_whole(&format!("<stream:stream {attributes}>"), expected);
+    }
+
+    #[track_caller]
+    fn check_whole(header: &str, expected: Result<(), XmlError>) {
+        let read = StreamHeader::read(header.as_bytes());
+        assert_eq!(read.and_then(|header| header.check()), expected, "{header}");
+    }
+
+    const STREAM: &str = "xmlns:stream='http://etherx.jabber.org/streams'";
+
+    #[test]
+    fn names_and_versions() {
+        let server = format!("{STREAM} xmlns='jabber:server'");
+        check(&format!("{server} version='1.0'"), Ok(()));
+        check(&format!("{server} version='1.7'"), Ok(()));
+        check(&format!("{server} version='10.0'"), Ok(()));
+        for version in [
+            "",
+            "version='0.9'",
+            "version='1'",
+            "version=''",
+            "version='x.0'",
+            "version='-1.0'",
+        ] {
+            check(
+                &format!("{server} {version}"),
+                Err(XmlError::UnsupportedVersion),
+            );
+        }
+        check(
+            &format!("{STREAM} version='1.0'"),
+            Err(XmlError::InvalidNamespace),
+        );
+        check(
+            &format!("{STREAM} xmlns='jabber:client' version='1.0'"),
+            Err(XmlError::InvalidNamespace),
+        );
+        check(
+            "xmlns:stream='x' xmlns='jabber:server' version='1.0'",
+            Err(XmlError::InvalidNamespace),
+        );
+        check(
+            "xmlns='jabber:server' version='1.0'",
+            Err(XmlError::NotWellFormed),
+        );
+        check_whole(
+            "<s:stream xmlns:s='http://etherx.jabber.org/streams' xmlns='jabber:server' version='1.0'>",
+            Err(XmlError::BadNamespacePrefix),
+        );
+        check_whole(
+            "<stream xmlns='http://etherx.jabber.org/streams' version='1.0'>",
+            Err(XmlError::BadNamespacePrefix),
+        );
+        check_whole(
+            &format!("<stream:features {server} version='1.0'>"),
+            Err(XmlError::BadFormat),
+        );
+    }
+
+    #[test]
+    fn declarations() {
+        let header = format!("<stream:stream {STREAM} xmlns='jabber:server' version='1.0'>");
+        let with = |declaration: &str| format!("<?xml {declaration}?>\n{header}");
+        check_whole(&with("version='1.0'"), Ok(()));
+        check_whole(
+            &with("version=\"1.0\" encoding=\"UTF-8\" standalone='yes' "),
+            Ok(()),
+        );
+        check_whole(&with("version='1.0' encoding='utf-8'"), Ok(()));
+        check_whole(
+            &with("version='1.0' encoding='ISO-8859-1'"),
+            Err(XmlError::NotUtf8),
+        );
+        check_whole(&with("version='1.1'"), Err(XmlError::NotWellFormed));
+        check_whole(&with("encoding='utf-8'"), Err(XmlError::NotWellFormed));
+        check_whole(&with("version='1.0' x='y'"), Err(XmlError::NotWellFormed));
+        assert_eq!(
+            StreamHeader::read(b"<stream:stream a='\xff'>").err(),
+            Some(XmlError::NotUtf8)
+        );
+    }
+}

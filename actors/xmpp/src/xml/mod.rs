@@ -15,6 +15,9 @@ pub(crate) mod stanza;
 pub(crate) mod stream_error;
 pub(crate) mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use element::Element;
 pub(crate) use error::XmlError;
 pub(crate) use namespaces::Namespaces;

@@ -187,3 +187,511 @@ fn first_child<'a, 'n, T>(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::xml::Element;
+
+    /// What a reading comes to: node, secret, count, body; or why not.
+    type Outcome = Result<(String, Option<String>, Option<u32>, bool), &'static str>;
+
+    fn outcome(stanza: &str) -> Outcome {
+        match read(stanza, &Namespaces::server()).unwrap() {
+            Read::Publish(publish) => {
+                let head = publish.head;
+                assert_eq!(
+                    (head.id.as_deref(), &*head.from, &*head.to),
+                    (Some("1"), "chat.test", "push.test")
+                );
+                Ok((
+                    publish.node.as_str().to_owned(),
+                    publish.secret.map(|secret| secret.as_str().to_owned()),
+                    publish.hint.message_count,
+                    publish.hint.has_body,
+                ))
+            }
+            Read::Malformed(head) => {
+                assert_eq!((&*head.from, &*head.to), ("chat.test", "push.test"));
+                Err("malformed")
+            }
+            Read::Other => Err("other"),
+        }
+    }
+
+    #[track_caller]
+    fn check(
+        stanza: &str,
+        expected: Result<(&str, Option<&str>, Option<u32>, bool), &'static str>,
+    ) {
+        let expected = expected.map(|(node, secret, count, body)| {
+            (node.to_owned(), secret.map(str::to_owned), count, body)
+        });
+        assert_eq!(outcome(stanza), expected, "{stanza}");
+    }
+
+    fn iq(content: &str) -> String {
+        format!("<iq type='set' id='1' from='chat.test' to='push.test'>{content}</iq>")
+    }
+
+    fn pubsub(content: &str) -> String {
+        iq(&format!(
+            "<pubsub xmlns='{}'>{content}</pubsub>",
+            ns::PUBSUB
+        ))
+    }
+
+    fn options(form: &str) -> String {
+        format!("<publish-options>{form}</publish-options>")
+    }
+
+    fn notification(content: &str) -> String {
+        format!(
+            "<publish node='n'><item><notification xmlns='{}'>{content}</notification></item></publish>",
+            ns::PUSH
+        )
+    }
+
+    fn summary(fields: &str) -> String {
+        pubsub(&notification(&format!(
+            "<x xmlns='jabber:x:data'>{fields}</x>"
+        )))
+    }
+
+    fn secret(fields: &str) -> String {
+        let form = format!("<x xmlns='jabber:x:data'>{fields}</x>");
+        pubsub(&[notification(""), options(&form)].concat())
+    }
+
+    fn field(name: &str, value: &str) -> String {
+        format!("<field var='{name}'><value>{value}</value></field>")
+    }
+
+    #[test]
+    fn servers_as_they_are() {
+        let form = |kind: &str| {
+            pubsub(&[
+                "<publish node='AA90C90E'><item><notification xmlns='urn:xmpp:push:0'>",
+                &format!("<x xmlns='jabber:x:data'{kind}>"),
+                "<field type='hidden' var='FORM_TYPE'><value>urn:xmpp:push:summary</value></field>",
+                "<field type='text-single' var='message-count'><value>3</value></field>",
+                "<field type='text-single' var='pending-subscription-count'/>",
+                "<field type='jid-single' var='last-message-sender'><value>bob@prosody.test/desk</value></field>",
+                "<field type='text-single' var='last-message-body'/></x>",
+                "</notification></item></publish><publish-options><x xmlns='jabber:x:data' type='form'>",
+                "<field var='FORM_TYPE'><value>http://jabber.org/protocol/pubsub#publish-options</value></field>",
+                "<field var='secret'><value>s&amp;1</value></field></x></publish-options>",
+            ].concat())
+        };
+        for kind in [" type='form'", " type='submit'", ""] {
+            check(&form(kind), Ok(("AA90C90E", Some("s&1"), Some(3), false)));
+        }
+        check(&pubsub(&notification("")), Ok(("n", None, None, false)));
+        check(
+            &pubsub(&notification(
+                "<priority xmlns='tigase:push:priority:0'>high</priority>text<x xmlns='y'/>",
+            )),
+            Ok(("n", None, None, false)),
+        );
+    }
+
+    #[test]
+    fn summaries() {
+        let form_type = field("FORM_TYPE", SUMMARY);
+        let count = field("message-count", "3");
+        check(&summary(""), Ok(("n", None, None, false)));
+        check(&summary(&count), Ok(("n", None, Some(3), false)));
+        check(
+            &summary(&[count.as_str(), &form_type].concat()),
+            Ok(("n", None, Some(3), false)),
+        );
+        for bad in ["", "-1", "1.5", "three", "99999999999", "<b>3</b>"] {
+            check(
+                &summary(&field("message-count", bad)),
+                Ok(("n", None, None, false)),
+            );
+        }
+        check(
+            &summary(&field("message-count", " 0 ")),
+            Ok(("n", None, Some(0), false)),
+        );
+        check(
+            &summary(&field("last-message-body", "x")),
+            Ok(("n", None, None, true)),
+        );
+        check(
+            &summary(&field("last-message-body", "&#120;")),
+            Ok(("n", None, None, true)),
+        );
+        check(
+            &summary(&field("last-message-body", "<b>x</b>")),
+            Ok(("n", None, None, false)),
+        );
+        for empty in ["", " ", "\n\t", "&#32;"] {
+            check(
+                &summary(&field("last-message-body", empty)),
+                Ok(("n", None, None, false)),
+            );
+        }
+        check(
+            &summary("<field var='last-message-body'/>"),
+            Ok(("n", None, None, false)),
+        );
+        check(
+            &summary("<field var='last-message-body'><value/><value>x</value></field>"),
+            Ok(("n", None, None, false)),
+        );
+        check(
+            &summary("<field xmlns='x' var='message-count'><value>3</value></field>"),
+            Ok(("n", None, None, false)),
+        );
+        check(
+            &summary("<field/><reported/>text"),
+            Ok(("n", None, None, false)),
+        );
+        check(
+            &summary(&field("last-message-sender", "not @ jid /")),
+            Ok(("n", None, None, false)),
+        );
+        let twice = [field("message-count", "3"), field("message-count", "4")].concat();
+        check(&summary(&twice), Ok(("n", None, Some(3), false)));
+        let other = field("FORM_TYPE", "urn:other");
+        check(
+            &summary(&[count.as_str(), &other].concat()),
+            Ok(("n", None, None, false)),
+        );
+        let forms =
+            format!("<x xmlns='jabber:x:data'>{other}</x><x xmlns='jabber:x:data'>{count}</x>");
+        check(
+            &pubsub(&notification(&forms)),
+            Ok(("n", None, Some(3), false)),
+        );
+    }
+
+    #[test]
+    fn secrets() {
+        check(
+            &secret(&field("secret", "s")),
+            Ok(("n", Some("s"), None, false)),
+        );
+        let many: String = (0..50).map(|n| field(&format!("f{n}"), "x")).collect();
+        check(
+            &secret(&[many, field("secret", "s")].concat()),
+            Ok(("n", Some("s"), None, false)),
+        );
+        check(
+            &secret(&[field("FORM_TYPE", "any"), field("secret", "s")].concat()),
+            Ok(("n", Some("s"), None, false)),
+        );
+        check(
+            &secret(&[field("secret", "s"), field("secret", "t")].concat()),
+            Ok(("n", Some("s"), None, false)),
+        );
+        check(
+            &secret("<field type='hidden' label='l' var='secret'><value>s</value></field>"),
+            Ok(("n", Some("s"), None, false)),
+        );
+        check(&secret(&field("secret", "")), Ok(("n", None, None, false)));
+        check(
+            &secret("<field var='secret'/>"),
+            Ok(("n", None, None, false)),
+        );
+        check(
+            &secret(&field("secret", &"s".repeat(257))),
+            Ok(("n", None, None, false)),
+        );
+        check(
+            &pubsub(&[notification(""), options("")].concat()),
+            Ok(("n", None, None, false)),
+        );
+        let first = options(&format!(
+            "<x xmlns='jabber:x:data'>{}</x>",
+            field("secret", "s")
+        ));
+        check(
+            &pubsub(&[first.as_str(), &notification("")].concat()),
+            Ok(("n", Some("s"), None, false)),
+        );
+    }
+
+    #[test]
+    fn shapes() {
+        let good = "<notification xmlns='urn:xmpp:push:0'/>";
+        let publish = |attributes: &str, content: &str| {
+            pubsub(&format!("<publish{attributes}>{content}</publish>"))
+        };
+        let item = format!("<item id='x'>{good}</item>");
+        check(&publish(" node='n'", &item), Ok(("n", None, None, false)));
+        check(
+            &publish(" node='a&amp;\u{e9}'", &item),
+            Ok(("a&\u{e9}", None, None, false)),
+        );
+        check(
+            &publish(" node='n'", &format!("<x/>{item}<item/>")),
+            Ok(("n", None, None, false)),
+        );
+        check(
+            &publish(" node='n'", &format!("<item>text<y/>{good}</item>")),
+            Ok(("n", None, None, false)),
+        );
+        check(
+            &publish(&format!(" node='{}'", "n".repeat(1024)), &item),
+            Ok((&"n".repeat(1024), None, None, false)),
+        );
+        for (attributes, content) in [
+            ("", &*item),
+            (" node=''", &item),
+            (&format!(" node='{}'", "n".repeat(1025)), &item),
+            (" node='n'", ""),
+            (" node='n'", "<item/>"),
+            (
+                " node='n'",
+                "<item><entry xmlns='http://www.w3.org/2005/Atom'/></item>",
+            ),
+            (" node='n'", "<item><notification/></item>"),
+            (" node='n'", good),
+            (" node='n'", &format!("<item/>{item}")),
+        ] {
+            check(&publish(attributes, content), Err("malformed"));
+        }
+        let pubsub_of = |inner: &str| format!("<pubsub xmlns='{}'>{inner}</pubsub>", ns::PUBSUB);
+        check(
+            &iq(&[pubsub_of(&notification("")), "<x/>".to_owned()].concat()),
+            Err("malformed"),
+        );
+        let without_id = pubsub(&notification("")).replace(" id='1'", "");
+        check(&without_id, Err("malformed"));
+    }
+
+    #[test]
+    fn what_is_no_publish() {
+        let good = pubsub(&notification(""));
+        for other in [
+            "<message/>".to_owned(),
+            "<iq/>".to_owned(),
+            iq(""),
+            iq("<ping xmlns='urn:xmpp:ping'/>"),
+            pubsub(""),
+            pubsub("<subscribe node='n' jid='j'/>"),
+            pubsub(&options("")),
+            good.replace("type='set'", "type='get'"),
+            good.replace("type='set'", ""),
+            good.replace("from='chat.test'", ""),
+            good.replace("to='push.test'", ""),
+            good.replace("<iq ", "<iq xmlns='jabber:client' "),
+            good.replace("protocol/pubsub", "protocol/pubsub#owner"),
+            good.replace("publish node", "retract node")
+                .replace("/publish>", "/retract>"),
+        ] {
+            check(&other, Err("other"));
+        }
+    }
+
+    #[test]
+    fn prefixes_do_not_matter() {
+        let stanza = "<j:iq xmlns:j='jabber:server' to=\"push.test\" id=\"1\" xml:lang='en' from=\"chat.test\" type=\"set\">\
+            <p:pubsub xmlns:p='http://jabber.org/protocol/pubsub'><p:publish node='n'><p:item>\
+            <n:notification xmlns:n='urn:xmpp:push:0'><f:x xmlns:f='jabber:x:data'><f:field var='message-count'>\
+            <f:value>7</f:value></f:field></f:x></n:notification></p:item></p:publish></p:pubsub></j:iq>";
+        check(stanza, Ok(("n", None, Some(7), false)));
+    }
+
+    #[test]
+    fn the_whole_stanza_has_to_be_well_formed() {
+        let refused = |stanza: &str| read(stanza, &Namespaces::server()).err();
+        let good = pubsub(&notification("<q/>"));
+        assert_eq!(refused(&good), None);
+        for (part, bad) in [
+            ("<q/>", "<1/>"),
+            ("<q/>", "&#1;"),
+            ("<q/>", "<q>"),
+            ("</iq>", "</iq>x"),
+            ("</pubsub>", "</pubsub>&"),
+        ] {
+            let bad = good.replace(part, bad);
+            assert_eq!(refused(&bad), Some(XmlError::NotWellFormed), "{bad}");
+        }
+        assert_eq!(
+            refused(&good.replace("<q/>", "&x;")),
+            Some(XmlError::RestrictedXml)
+        );
+    }
+
+    /// The same rules on a tree, one look-up at a time.
+    fn slow(iq: &Element) -> Outcome {
+        let value = |field: &Element| {
+            let value = field.child("value", ns::FORMS);
+            value
+                .map(|value| value.text().into_owned())
+                .unwrap_or_default()
+        };
+        let field = |form: &Element, name: &str| {
+            let mut fields = form.elements().filter(|field| field.is("field", ns::FORMS));
+            fields
+                .find(|field| field.attribute("var") == Some(name))
+                .map(value)
+        };
+        let addressed = iq.attribute("from").is_some() && iq.attribute("to").is_some();
+        if !iq.is("iq", ns::SERVER) || iq.attribute("type") != Some("set") || !addressed {
+            return Err("other");
+        }
+        let first = iq.elements().next().ok_or("other")?;
+        let publish = match first.is("pubsub", ns::PUBSUB) {
+            true => first.child("publish", ns::PUBSUB).ok_or("other")?,
+            false => return Err("other"),
+        };
+        let secret = first
+            .child("publish-options", ns::PUBSUB)
+            .and_then(|options| options.child("x", ns::FORMS))
+            .and_then(|form| field(form, "secret"))
+            .filter(|secret| (1..=256).contains(&secret.len()));
+        let node = publish
+            .attribute("node")
+            .filter(|node| (1..=1024).contains(&node.len()));
+        let notification = publish
+            .child("item", ns::PUBSUB)
+            .and_then(|item| item.child("notification", ns::PUSH));
+        let (Some(node), Some(notification), 1, Some(_)) = (
+            node,
+            notification,
+            iq.elements().count(),
+            iq.attribute("id"),
+        ) else {
+            return Err("malformed");
+        };
+        let mut forms = notification
+            .elements()
+            .filter(|form| form.is("x", ns::FORMS));
+        let summary = forms
+            .find(|form| field(form, "FORM_TYPE").is_none_or(|form_type| form_type == SUMMARY));
+        let count = summary.and_then(|summary| field(summary, "message-count"));
+        let body = summary.and_then(|summary| field(summary, "last-message-body"));
+        Ok((
+            node.to_owned(),
+            secret,
+            count.and_then(|count| count.trim().parse().ok()),
+            body.is_some_and(|body| !body.trim().is_empty()),
+        ))
+    }
+
+    /// A value with odd corners.
+    fn any_value() -> impl Strategy<Value = String> {
+        let pieces = vec![
+            "",
+            "x",
+            " ",
+            "3",
+            "17",
+            "&amp;",
+            "&#x33;",
+            "<b>y</b>",
+            "\n",
+            "\u{e9}",
+            "long text",
+        ];
+        prop::collection::vec(prop::sample::select(pieces), 0..4).prop_map(|pieces| pieces.concat())
+    }
+
+    fn any_field() -> impl Strategy<Value = String> {
+        let names = vec!["message-count", "last-message-body", "secret", "other"];
+        let plain = (
+            prop::sample::select(names),
+            prop::collection::vec(any_value(), 1..3),
+        );
+        let form_type = mostly(SUMMARY, &["urn:other", ""]).prop_map(str::to_owned);
+        let form_type = (Just("FORM_TYPE"), prop::collection::vec(form_type, 1..3));
+        (prop_oneof![5 => plain, 1 => form_type], 0..20u8).prop_map(|((name, values), odd)| {
+            let values: String = values
+                .iter()
+                .map(|value| format!("<value>{value}</value>"))
+                .collect();
+            match odd {
+                0 => format!("<field>{values}</field>"),
+                1 => format!("<field xmlns='urn:x' var='{name}'>{values}</field>"),
+                2 => format!("<other var='{name}'>{values}</other>"),
+                3 => format!("<field var='{name}'><other>{values}</other></field>"),
+                4 => format!("<field var='{name}'/>"),
+                _ => format!("<field type='hidden' var=\"{name}\">{values}</field>"),
+            }
+        })
+    }
+
+    fn any_form() -> impl Strategy<Value = String> {
+        let fields = prop::collection::vec(any_field(), 0..8).prop_map(|fields| fields.concat());
+        (fields, mostly("xmlns='jabber:x:data'", &["xmlns='urn:x'"]))
+            .prop_map(|(fields, attributes)| format!("<x {attributes}>{fields}</x>"))
+    }
+
+    /// The usual, nine times of ten.
+    fn mostly(usual: &'static str, odd: &[&'static str]) -> impl Strategy<Value = &'static str> {
+        prop_oneof![9 => Just(usual), 1 => prop::sample::select(odd.to_vec())]
+    }
+
+    /// An element around some of `inner`.
+    fn around(
+        name: &'static str,
+        attributes: impl Strategy<Value = &'static str>,
+        inner: impl Strategy<Value = String>,
+    ) -> impl Strategy<Value = String> {
+        let inner = prop_oneof![
+            9 => prop::collection::vec(inner, 1..3),
+            1 => Just(Vec::new()),
+        ];
+        (attributes, inner).prop_map(move |(attributes, inner)| {
+            format!("<{name} {attributes}>{}</{name}>", inner.join(" "))
+        })
+    }
+
+    fn any_stanza() -> impl Strategy<Value = String> {
+        let notification = mostly("xmlns='urn:xmpp:push:0'", &[""]);
+        let notification = around("notification", notification, any_form());
+        let item = around("item", mostly("", &["id='x'"]), notification);
+        let node = mostly(
+            "node='n'",
+            &["node='a&lt;b'", "node='x' id='y'", "", "node=''"],
+        );
+        let publish = around("publish", node, item).boxed();
+        let options = around("publish-options", Just(""), any_form());
+        let parts = (
+            prop_oneof![1 => Just(0..=0usize), 9 => Just(1..=2)]
+                .prop_flat_map(move |size| prop::collection::vec(publish.clone(), size)),
+            prop::collection::vec(options, 0..3),
+            prop::option::weighted(0.1, Just("<other/>".to_owned())),
+        );
+        let parts = parts
+            .prop_map(|(publish, options, other)| {
+                [publish, options, other.into_iter().collect()].concat()
+            })
+            .prop_shuffle()
+            .prop_map(|parts| parts.concat());
+        let pubsub = mostly(
+            "xmlns='http://jabber.org/protocol/pubsub'",
+            &["xmlns='urn:x'"],
+        );
+        let pubsub = (pubsub, parts)
+            .prop_map(|(attributes, parts)| format!("<pubsub {attributes}>{parts}</pubsub>"));
+        let head = mostly(
+            "type='set' id='1' from='chat.test' to='push.test'",
+            &[
+                "to=\"push.test\" from=\"chat.test\" id=\"1\" type=\"set\" xml:lang='en'",
+                "type='set' from='chat.test' to='push.test'",
+                "type='get' id='1' from='chat.test' to='push.test'",
+                "type='set' id='1' to='push.test'",
+            ],
+        );
+        (head, pubsub, mostly("", &["<more/>"]))
+            .prop_map(|(head, inner, more)| format!("<iq {head}>{inner}{more}</iq>"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+
+        #[test]
+        fn one_pass_reads_what_a_tree_shows(stanza in any_stanza()) {
+            let element = Element::read(&stanza, &Namespaces::server()).unwrap();
+            prop_assert_eq!(outcome(&stanza), slow(&element));
+        }
+    }
+}

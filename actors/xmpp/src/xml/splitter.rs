@@ -17,9 +17,9 @@ pub(crate) struct Limits {
     /// Most bytes of an element's name.
     pub(crate) name_bytes_max: usize,
     /// Most attributes of a tag, namespace declarations among them.
-    pub(crate) attributes_max: usize,
+    pub(crate) attributes_max: u32,
     /// Most levels of elements; the stanza itself is the first.
-    pub(crate) depth_max: usize,
+    pub(crate) depth_max: u32,
 }
 
 /// What stands at the start of the buffer, with its length in bytes. The caller consumes that many
@@ -72,9 +72,9 @@ pub(crate) struct Splitter {
     /// Where the current tag began.
     tag_start: usize,
     /// Attributes of the current tag so far.
-    attributes: usize,
+    attributes: u32,
     /// Open elements of the current unit.
-    depth: usize,
+    depth: u32,
 }
 
 enum Step {
@@ -259,7 +259,7 @@ impl Splitter {
                 false => Ok(Step::Done(Unit::Header(end))),
             };
         }
-        self.depth += usize::from(!empty);
+        self.depth += u32::from(!empty);
         if self.depth == 0 {
             return Ok(Step::Done(Unit::Element(end)));
         }
@@ -335,4 +335,242 @@ const fn ends_name(byte: u8) -> bool {
         byte,
         b' ' | b'\t' | b'\r' | b'\n' | b'/' | b'>' | b'\'' | b'"'
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        stanza_bytes_max: 200,
+        tag_bytes_max: 60,
+        name_bytes_max: 20,
+        attributes_max: 3,
+        depth_max: 4,
+    };
+
+    /// What a stream of bytes comes to: a letter and the text of each unit, white space in one piece.
+    type Units = (Vec<(char, String)>, Result<(), XmlError>);
+
+    /// Reads like a session does: never more in the buffer than the largest unit.
+    fn split(input: &[u8], chunks: impl IntoIterator<Item = usize>) -> Units {
+        let mut splitter = Splitter::new(LIMITS);
+        let mut units: Vec<(char, String)> = Vec::new();
+        let mut buffer: Vec<u8> = Vec::new();
+        let mut input = input.iter().copied();
+        let mut chunks = chunks.into_iter();
+        loop {
+            let (letter, len) = match splitter.next(&buffer) {
+                Err(error) => return (units, Err(error)),
+                Ok(Unit::Incomplete) => {
+                    let room = LIMITS.stanza_bytes_max - buffer.len();
+                    assert!(room > 0, "a full buffer has to be a unit or an error");
+                    let before = buffer.len();
+                    let chunk = chunks.next().unwrap_or(usize::MAX).clamp(1, room);
+                    buffer.extend(input.by_ref().take(chunk));
+                    if buffer.len() == before {
+                        return (units, Ok(()));
+                    }
+                    continue;
+                }
+                Ok(Unit::Header(len)) => ('h', len),
+                Ok(Unit::Element(len)) => ('e', len),
+                Ok(Unit::Whitespace(len)) => ('w', len),
+                Ok(Unit::Close(len)) => ('c', len),
+            };
+            let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+            buffer.drain(..len);
+            match units.last_mut() {
+                Some(('w', last)) if letter == 'w' => last.push_str(&text),
+                _ => units.push((letter, text)),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn check(input: &str, expected: &[(char, &str)], end: Result<(), XmlError>) {
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(k, t)| (*k, (*t).to_owned()))
+            .collect();
+        for chunk in [usize::MAX, 1, 2, 3, 7] {
+            let got = split(input.as_bytes(), std::iter::repeat(chunk));
+            assert_eq!(got, (expected.clone(), end), "in chunks of {chunk}");
+        }
+    }
+
+    /// Checks what follows a header.
+    #[track_caller]
+    fn check_inside(input: &str, expected: &[(char, &str)], end: Result<(), XmlError>) {
+        let units: Vec<_> = [('h', "<s>")].iter().chain(expected).copied().collect();
+        check(&format!("<s>{input}"), &units, end);
+    }
+
+    #[test]
+    fn units() {
+        check("", &[], Ok(()));
+        check(" \r\n", &[('w', " \r\n")], Ok(()));
+        check("<s>", &[('h', "<s>")], Ok(()));
+        check(
+            "<?xml version='1.0'?>\n<s a='>'>",
+            &[('h', "<?xml version='1.0'?>\n<s a='>'>")],
+            Ok(()),
+        );
+        check_inside("<a/>", &[('e', "<a/>")], Ok(()));
+        check_inside("<a b='/'/>", &[('e', "<a b='/'/>")], Ok(()));
+        check_inside(
+            "<a b='\"</a>' c=\"'/>\">x</a>",
+            &[('e', "<a b='\"</a>' c=\"'/>\">x</a>")],
+            Ok(()),
+        );
+        check_inside(
+            "<a><b/>t<b></b ></a>  <c/>\n</stream:stream >",
+            &[
+                ('e', "<a><b/>t<b></b ></a>"),
+                ('w', "  "),
+                ('e', "<c/>"),
+                ('w', "\n"),
+                ('c', "</stream:stream >"),
+            ],
+            Ok(()),
+        );
+        check_inside("<a", &[], Ok(()));
+        check_inside("<a><b/>", &[], Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_stand_in_a_stream() {
+        check("x", &[], Err(XmlError::NotWellFormed));
+        check("\u{16}\u{3}\u{1}", &[], Err(XmlError::NotWellFormed));
+        check("</s>", &[], Err(XmlError::NotWellFormed));
+        check("<s/>", &[], Err(XmlError::BadFormat));
+        check("<?xml version='1.0'>", &[], Err(XmlError::NotWellFormed));
+        check("<?xml version='1.0'?>x", &[], Err(XmlError::NotWellFormed));
+        check("<?xml?><s>", &[], Err(XmlError::RestrictedXml));
+        check("<?xmlx a?><s>", &[], Err(XmlError::RestrictedXml));
+        check("<?xml a?><?xml a?>", &[], Err(XmlError::RestrictedXml));
+        check("<!DOCTYPE s><s>", &[], Err(XmlError::RestrictedXml));
+        check_inside("x", &[], Err(XmlError::BadFormat));
+        check_inside("<?xml version='1.0'?>", &[], Err(XmlError::RestrictedXml));
+        check_inside("<!-- c -->", &[], Err(XmlError::RestrictedXml));
+        check_inside("<a><!-- c -->", &[], Err(XmlError::RestrictedXml));
+        check_inside("<a><![CDATA[x]]>", &[], Err(XmlError::RestrictedXml));
+        check_inside("<a><?pi?>", &[], Err(XmlError::RestrictedXml));
+        check_inside("</s>", &[], Err(XmlError::NotWellFormed));
+        check_inside("<>", &[], Err(XmlError::NotWellFormed));
+        check_inside("< a>", &[], Err(XmlError::NotWellFormed));
+    }
+
+    #[test]
+    fn limits() {
+        let name = "n".repeat(20);
+        let whole = format!("<{name}/>");
+        check_inside(&whole, &[('e', &whole)], Ok(()));
+        check_inside(&format!("<n{name}/>"), &[], Err(XmlError::NameTooLong));
+
+        let whole = "<a><b><c><d/></c></b></a>";
+        check_inside(whole, &[('e', whole)], Ok(()));
+        check_inside("<a><b><c><d><e/>", &[], Err(XmlError::TooDeep));
+
+        let whole = "<a b='' c='' d=''/>";
+        check_inside(whole, &[('e', whole)], Ok(()));
+        check_inside(
+            "<a b='' c='' d='' e=''/>",
+            &[],
+            Err(XmlError::TooManyAttributes),
+        );
+        check(
+            "<a b='' c='' d='' e=''>",
+            &[],
+            Err(XmlError::TooManyAttributes),
+        );
+
+        let whole = format!("<a b='{}'/>", "x".repeat(51));
+        assert_eq!(whole.len(), 60);
+        check_inside(&whole, &[('e', &whole)], Ok(()));
+        check_inside(
+            &format!("<a b='{}'/>", "x".repeat(52)),
+            &[],
+            Err(XmlError::TagTooLong),
+        );
+        check_inside(
+            &format!("<a></a{}>", " ".repeat(60)),
+            &[],
+            Err(XmlError::TagTooLong),
+        );
+        check(
+            &format!("<?xml {}?><s>", "x".repeat(60)),
+            &[],
+            Err(XmlError::TagTooLong),
+        );
+
+        let whole = format!("<a>{}</a>", "x".repeat(193));
+        assert_eq!(whole.len(), 200);
+        check_inside(&whole, &[('e', &whole)], Ok(()));
+        check_inside(
+            &format!("<a>{}</a>", "x".repeat(194)),
+            &[],
+            Err(XmlError::StanzaTooBig),
+        );
+        check(
+            &format!("<?xml a?>{}<s>", " ".repeat(200)),
+            &[],
+            Err(XmlError::StanzaTooBig),
+        );
+        check(
+            &format!("{}<s>", " ".repeat(500)),
+            &[('w', &" ".repeat(500)), ('h', "<s>")],
+            Ok(()),
+        );
+    }
+
+    #[test]
+    fn a_restart_expects_a_header() {
+        let mut splitter = Splitter::new(LIMITS);
+        assert_eq!(splitter.next(b"<s>"), Ok(Unit::Header(3)));
+        assert_eq!(splitter.next(b"<a><b"), Ok(Unit::Incomplete));
+        splitter.restart();
+        assert_eq!(splitter.next(b"<?xml a?><s>"), Ok(Unit::Header(12)));
+    }
+
+    #[test]
+    fn limits_can_be_raised() {
+        let mut splitter = Splitter::new(LIMITS);
+        assert_eq!(splitter.next(b"<s>"), Ok(Unit::Header(3)));
+        splitter.set_limits(Limits {
+            depth_max: 5,
+            ..LIMITS
+        });
+        let deep = b"<a><b><c><d><e/></d></c></b></a>";
+        assert_eq!(splitter.next(deep), Ok(Unit::Element(deep.len())));
+    }
+
+    proptest! {
+        #[test]
+        fn chunk_borders_do_not_matter(
+            pieces in prop::collection::vec(prop::sample::select(vec![
+                "<", ">", "/", "</", "/>", "'", "\"", "=", " ", "\n", "?", "!", "a", "b='c'", "é", "&amp;",
+                "<s>", "<a>", "</a>", "<a/>", "<a b='", "<?xml a?>", "</stream:stream>", "aaaaaaaaaaaaaaaaaaaaa",
+                "<bcd e='f' g=\"h\">text</bcd>", "                                        ",
+            ]), 0..40),
+            header in any::<bool>(),
+            chunks in prop::collection::vec(1..20usize, 0..60),
+        ) {
+            let input = [if header { "<s>" } else { "" }, &pieces.concat()].concat();
+            let whole = split(input.as_bytes(), []);
+            prop_assert_eq!(split(input.as_bytes(), chunks), whole);
+        }
+
+        #[test]
+        fn any_bytes_are_survived(
+            input in prop::collection::vec(any::<u8>(), 0..300),
+            chunks in prop::collection::vec(1..50usize, 0..20),
+        ) {
+            let inside = [b"<s>", &input[..]].concat();
+            prop_assert_eq!(split(&inside, chunks), split(&inside, []));
+            prop_assert!(split(&input, []).0.len() <= input.len());
+        }
+    }
 }

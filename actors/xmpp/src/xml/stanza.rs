@@ -49,7 +49,7 @@ pub(crate) enum ErrorType {
 }
 
 impl ErrorType {
-    const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Cancel => "cancel",
             Self::Modify => "modify",
@@ -68,13 +68,14 @@ pub(crate) enum Condition {
     JidMalformed,
     NotAcceptable,
     NotAllowed,
+    RemoteServerNotFound,
     RemoteServerTimeout,
     ResourceConstraint,
     ServiceUnavailable,
 }
 
 impl Condition {
-    const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "bad-request",
             Self::FeatureNotImplemented => "feature-not-implemented",
@@ -83,6 +84,7 @@ impl Condition {
             Self::JidMalformed => "jid-malformed",
             Self::NotAcceptable => "not-acceptable",
             Self::NotAllowed => "not-allowed",
+            Self::RemoteServerNotFound => "remote-server-not-found",
             Self::RemoteServerTimeout => "remote-server-timeout",
             Self::ResourceConstraint => "resource-constraint",
             Self::ServiceUnavailable => "service-unavailable",
