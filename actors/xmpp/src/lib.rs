@@ -1,1 +1,33 @@
-//! XMPP ingress: server-to-server streams, the services of the domain, replies.
+//! XMPP ingress: server-to-server streams, the services of the served domains, replies.
+//!
+//! Three actors and what they share:
+//!
+//! - [`Ingress`] is prepared once from the configuration: certificates, trusted authorities, resolver,
+//!   dialback secret. Clones are cheap and go to every thread.
+//! - [`listener`] accepts connections on the control arbiter and hands each to the lane that has least to
+//!   do.
+//! - [`gate`] runs once per lane and starts a session for each stream. A session reads publishes, holds a
+//!   ticket for each, and answers every iq exactly once.
+//! - [`egress`] runs once per lane and owns the streams that we open to peers: answers go there, since a
+//!   stream between servers carries stanzas one way (RFC 6120 §4.5).
+//!
+//! `xml`, `service`, `reply` and `pending` compute and do no I/O; `stream` negotiates.
+
+mod census;
+mod config;
+pub mod egress;
+mod error;
+pub mod gate;
+mod ingress;
+mod jid;
+pub mod listener;
+mod pending;
+mod reply;
+mod service;
+mod session;
+mod stream;
+mod xml;
+
+pub use config::{Config, Contacts, DomainConfig, HostOverride};
+pub use error::Error;
+pub use ingress::{Finding, Ingress, inspect};

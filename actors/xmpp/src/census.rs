@@ -1,0 +1,96 @@
+//! How many streams there are, by where they come from.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use messages::Domain;
+
+/// What is counted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Origin {
+    /// Connections of one address; of IPv6, one /64, since that is what one host gets.
+    Address(IpAddr),
+    /// Streams a domain is authenticated on.
+    Domain(Domain),
+}
+
+impl Origin {
+    pub(crate) fn address(address: IpAddr) -> Self {
+        Self::Address(match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(address) => {
+                let network = address.to_bits() & !u128::from(u64::MAX);
+                Ipv6Addr::from_bits(network).into()
+            }
+        })
+    }
+}
+
+/// Counts streams over all lanes. Asked once per stream, so a lock will do.
+#[derive(Clone, Default)]
+pub(crate) struct Census(Arc<Mutex<HashMap<Origin, usize>>>);
+
+impl Census {
+    /// Takes a seat unless `max` are taken.
+    pub(crate) fn seat(&self, origin: Origin, max: usize) -> Option<Seat> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(origin.clone()).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Seat {
+            census: self.clone(),
+            origin,
+        })
+    }
+}
+
+/// One stream's place, given back when dropped.
+pub(crate) struct Seat {
+    census: Census,
+    origin: Origin,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.census.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.origin) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.origin);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seats_are_given_back() {
+        let census = Census::default();
+        let here = || Origin::address("192.0.2.1".parse().unwrap());
+        let first = census.seat(here(), 2).unwrap();
+        let _second = census.seat(here(), 2).unwrap();
+        assert!(census.seat(here(), 2).is_none());
+        assert!(
+            census
+                .seat(Origin::address("192.0.2.2".parse().unwrap()), 2)
+                .is_some()
+        );
+        drop(first);
+        let third = census.seat(here(), 2);
+        assert!(third.is_some());
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_origin() {
+        let origin = |text: &str| Origin::address(text.parse().unwrap());
+        assert_eq!(origin("2001:db8::1"), origin("2001:db8::ffff:1"));
+        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
+    }
+}

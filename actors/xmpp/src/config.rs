@@ -1,0 +1,264 @@
+//! The keys of `[xmpp]` and `[[domains]]`.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::Error;
+use crate::xml::splitter::Limits;
+
+/// What a peer may send in one stanza at least (RFC 6120 §13.12), and what it gets before it is
+/// authenticated.
+const STANZA_BYTES_MIN: usize = 10_000;
+
+/// `[xmpp]`: how this program speaks with XMPP servers.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Addresses and ports to accept server-to-server streams on. An IPv6 address does not take IPv4
+    /// connections as well, so both families are listed.
+    pub listen: Vec<SocketAddr>,
+    /// Most streams accepted at a time, over all lanes. Further connections wait in the backlog.
+    pub streams_max: usize,
+    /// Most streams accepted at a time from one address; of IPv6, from one /64.
+    pub streams_per_address_max: usize,
+    /// Most streams at a time on which one domain is authenticated.
+    pub streams_per_domain_max: usize,
+    /// Pushes one stream may have unanswered. When all are in use the peer is slowed down by TCP.
+    pub tickets_per_stream: u32,
+    /// Registration commands one stream may have unanswered; above, the stream is not read on.
+    pub registrations_per_stream_max: usize,
+    /// Most bytes of a stanza on an authenticated stream, at least 10,000 (RFC 6120 §13.12). Before
+    /// authentication it is 10,000.
+    pub stanza_bytes_max: usize,
+    /// Most elements within each other in a stanza.
+    pub depth_max: u32,
+    /// Most attributes of an element, namespace declarations included.
+    pub attributes_max: u32,
+    /// Most bytes of a tag, from `<` to `>`.
+    pub tag_bytes_max: usize,
+    /// Most bytes of the name of an element.
+    pub name_bytes_max: usize,
+    /// Seconds a stream may be open before a domain is authenticated on it.
+    pub authentication_timeout_seconds: u64,
+    /// Seconds until a publish must have its answer. ejabberd waits 32 s.
+    pub reply_deadline_seconds: u64,
+    /// Seconds a write may take until the peer is taken for dead.
+    pub write_stall_seconds: u64,
+    /// Most bytes of answers that wait for one peer domain; what exceeds it is lost and counted.
+    pub egress_queue_bytes_max: usize,
+    /// Seconds an answer waits for the stream to its peer before it is lost and counted.
+    pub egress_wait_seconds: u64,
+    /// Seconds without anything to send after which a stream to a peer is closed.
+    pub idle_seconds: u64,
+    /// Seconds a TCP connection to one target of a peer may take.
+    pub connect_timeout_seconds: u64,
+    /// Dialback verifications that run at a time for one stream; above, the peer gets
+    /// `resource-constraint`.
+    pub verifications_per_stream_max: usize,
+    /// Dialback verifications that run at a time in the process.
+    pub verifications_max: usize,
+    /// Whether the certificate authorities that the machine trusts are trusted.
+    pub system_roots: bool,
+    /// PEM files of further certificate authorities to trust.
+    pub ca_files: Vec<PathBuf>,
+    /// File of the secret that dialback keys are made of (XEP-0185), created at the first start, readable
+    /// by its owner only.
+    pub dialback_secret_file: PathBuf,
+    /// Where to find peers that the DNS does not know, for tests and private networks.
+    pub hosts: Vec<HostOverride>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![
+                (Ipv6Addr::UNSPECIFIED, 5269).into(),
+                (Ipv4Addr::UNSPECIFIED, 5269).into(),
+            ],
+            streams_max: 4096,
+            streams_per_address_max: 512,
+            streams_per_domain_max: 16,
+            tickets_per_stream: 1024,
+            registrations_per_stream_max: 32,
+            stanza_bytes_max: 262_144,
+            depth_max: 32,
+            attributes_max: 64,
+            tag_bytes_max: 8192,
+            name_bytes_max: 256,
+            authentication_timeout_seconds: 30,
+            reply_deadline_seconds: 20,
+            write_stall_seconds: 20,
+            egress_queue_bytes_max: 1 << 20,
+            egress_wait_seconds: 30,
+            idle_seconds: 600,
+            connect_timeout_seconds: 10,
+            verifications_per_stream_max: 4,
+            verifications_max: 128,
+            system_roots: true,
+            ca_files: Vec::new(),
+            dialback_secret_file: PathBuf::from("/var/lib/campanile/dialback.secret"),
+            hosts: Vec::new(),
+        }
+    }
+}
+
+/// `[[xmpp.hosts]]`: the addresses of a peer, instead of what the DNS says.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostOverride {
+    /// The peer's domain.
+    pub domain: String,
+    /// Addresses and ports that speak STARTTLS, tried in order.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// `[[domains]]`: a domain this program serves.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DomainConfig {
+    /// The domain, as users' servers write it.
+    pub name: String,
+    /// PEM file of the certificate and the intermediate certificates after it.
+    pub certificate: PathBuf,
+    /// PEM file of the certificate's private key.
+    pub key: PathBuf,
+    /// Names of the apps (`[apps.NAME]`) that devices may register for here, the default first.
+    pub apps: Vec<String>,
+    /// Whom to turn to, shown by service discovery.
+    #[serde(default)]
+    pub contacts: Contacts,
+}
+
+/// `[domains.contacts]`: contact addresses as URIs, such as `mailto:abuse@example.org` (XEP-0157).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Contacts {
+    /// About abuse.
+    pub abuse: Vec<String>,
+    /// The operators.
+    pub admin: Vec<String>,
+    /// About the service.
+    pub feedback: Vec<String>,
+    /// About buying.
+    pub sales: Vec<String>,
+    /// About security.
+    pub security: Vec<String>,
+    /// Where the state of the service is shown.
+    pub status: Vec<String>,
+    /// For users in need.
+    pub support: Vec<String>,
+}
+
+impl Config {
+    /// Tells what cannot work, one error per key.
+    pub(crate) fn errors(&self) -> Vec<Error> {
+        let mut errors = Vec::new();
+        let mut at_least = |key, value: u64, min: u64| {
+            if value < min {
+                errors.push(Error::TooSmall { key, min });
+            }
+        };
+        at_least("listen", self.listen.len() as u64, 1);
+        at_least("streams_max", self.streams_max as u64, 1);
+        at_least(
+            "streams_per_address_max",
+            self.streams_per_address_max as u64,
+            1,
+        );
+        at_least(
+            "streams_per_domain_max",
+            self.streams_per_domain_max as u64,
+            1,
+        );
+        at_least("tickets_per_stream", self.tickets_per_stream.into(), 1);
+        at_least(
+            "registrations_per_stream_max",
+            self.registrations_per_stream_max as u64,
+            1,
+        );
+        at_least(
+            "stanza_bytes_max",
+            self.stanza_bytes_max as u64,
+            STANZA_BYTES_MIN as u64,
+        );
+        at_least("depth_max", self.depth_max.into(), 8);
+        at_least("attributes_max", self.attributes_max.into(), 16);
+        at_least("tag_bytes_max", self.tag_bytes_max as u64, 4096);
+        at_least("name_bytes_max", self.name_bytes_max as u64, 64);
+        at_least(
+            "authentication_timeout_seconds",
+            self.authentication_timeout_seconds,
+            1,
+        );
+        at_least("reply_deadline_seconds", self.reply_deadline_seconds, 1);
+        at_least("write_stall_seconds", self.write_stall_seconds, 1);
+        at_least(
+            "egress_queue_bytes_max",
+            self.egress_queue_bytes_max as u64,
+            4096,
+        );
+        at_least("egress_wait_seconds", self.egress_wait_seconds, 1);
+        at_least("idle_seconds", self.idle_seconds, 1);
+        at_least("connect_timeout_seconds", self.connect_timeout_seconds, 1);
+        at_least(
+            "verifications_per_stream_max",
+            self.verifications_per_stream_max as u64,
+            1,
+        );
+        at_least("verifications_max", self.verifications_max as u64, 1);
+        for host in &self.hosts {
+            if host.addresses.is_empty() {
+                errors.push(Error::NoAddresses {
+                    domain: host.domain.clone(),
+                });
+            }
+        }
+        errors
+    }
+
+    /// What an authenticated peer may send.
+    pub(crate) const fn limits(&self) -> Limits {
+        Limits {
+            stanza_bytes_max: self.stanza_bytes_max,
+            tag_bytes_max: self.tag_bytes_max,
+            name_bytes_max: self.name_bytes_max,
+            attributes_max: self.attributes_max,
+            depth_max: self.depth_max,
+        }
+    }
+
+    /// What a stranger may send.
+    pub(crate) const fn limits_before_authentication(&self) -> Limits {
+        Limits {
+            stanza_bytes_max: STANZA_BYTES_MIN,
+            ..self.limits()
+        }
+    }
+
+    pub(crate) const fn authentication_timeout(&self) -> Duration {
+        Duration::from_secs(self.authentication_timeout_seconds)
+    }
+
+    pub(crate) const fn reply_deadline(&self) -> Duration {
+        Duration::from_secs(self.reply_deadline_seconds)
+    }
+
+    pub(crate) const fn write_stall(&self) -> Duration {
+        Duration::from_secs(self.write_stall_seconds)
+    }
+
+    pub(crate) const fn egress_wait(&self) -> Duration {
+        Duration::from_secs(self.egress_wait_seconds)
+    }
+
+    pub(crate) const fn idle(&self) -> Duration {
+        Duration::from_secs(self.idle_seconds)
+    }
+
+    pub(crate) const fn connect_timeout(&self) -> Duration {
+        Duration::from_secs(self.connect_timeout_seconds)
+    }
+}

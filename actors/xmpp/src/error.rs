@@ -1,0 +1,137 @@
+//! What keeps the ingress from starting, or from being believed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// What is wrong with the configuration or the machine. Each text names the key or file and what to do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A number that cannot work.
+    #[error("xmpp.{key} is too small: set it to {min} or more")]
+    TooSmall {
+        /// The key below `[xmpp]`.
+        key: &'static str,
+        /// The least that works.
+        min: u64,
+    },
+    /// An entry of `[[xmpp.hosts]]` without a target.
+    #[error("xmpp.hosts: {domain} has no addresses: list at least one as IP:port")]
+    NoAddresses {
+        /// The peer.
+        domain: String,
+    },
+    /// Nothing to serve.
+    #[error("no domain is served: add a [[domains]] section")]
+    NoDomains,
+    /// A name that is no domain.
+    #[error("{key}: {name:?} is no domain name: write it like push.example.org")]
+    Domain {
+        /// The key the name stands in.
+        key: &'static str,
+        /// The name as configured.
+        name: String,
+    },
+    /// The same domain twice.
+    #[error("domains: {name} is listed twice: remove one of the sections")]
+    Duplicate {
+        /// The domain.
+        name: String,
+    },
+    /// A domain nobody can register at.
+    #[error("domains: {name} serves no app: name at least one of [apps] in its apps")]
+    NoApps {
+        /// The domain.
+        name: String,
+    },
+    /// A file that cannot be read.
+    #[error("{} cannot be read ({source}): check the path and the permissions", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file that is no PEM, or not of the kind asked for.
+    #[error("{} holds no {wanted} in PEM format: export it again as PEM", file.display())]
+    NotPem {
+        /// The file.
+        file: PathBuf,
+        /// What was looked for.
+        wanted: &'static str,
+    },
+    /// A private key of a kind that TLS here does not know.
+    #[error("{} is no usable private key ({source}): use an ECDSA P-256 or RSA key", file.display())]
+    UnusableKey {
+        /// The file.
+        file: PathBuf,
+        /// What the TLS library says.
+        source: rustls::Error,
+    },
+    /// Key and certificate of different pairs.
+    #[error(
+        "{} is not the private key of {}: configure the two files of one issuance",
+        key.display(), certificate.display()
+    )]
+    KeyMismatch {
+        /// The private key's file.
+        key: PathBuf,
+        /// The certificate's file.
+        certificate: PathBuf,
+    },
+    /// The dialback secret can be neither read nor created.
+    #[error("{} cannot be used as dialback secret ({source}): check the path and the permissions", file.display())]
+    DialbackSecret {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The TLS library refuses its configuration.
+    #[error("TLS cannot be set up ({0}): this is a fault of the build")]
+    Tls(#[from] rustls::Error),
+    /// A certificate that peers will refuse.
+    #[error("{} does not cover the domain {domain}: get a certificate for it", certificate.display())]
+    NotCovered {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The served domain.
+        domain: String,
+    },
+    /// A certificate that peers refuse already.
+    #[error("{} has expired: renew it", certificate.display())]
+    Expired {
+        /// The certificate's file.
+        certificate: PathBuf,
+    },
+    /// A certificate that peers will refuse soon.
+    #[error("{} expires in {days} days: renew it", certificate.display())]
+    Expiring {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// Whole days left.
+        days: u64,
+    },
+    /// Nobody's certificate can be verified.
+    #[error(
+        "no certificate authority is trusted, so peers can only use dialback: \
+         install ca-certificates or list xmpp.ca_files"
+    )]
+    NoRoots,
+    /// The machine gives no random numbers.
+    #[error("the system gives no random numbers: check /dev/urandom")]
+    Random,
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {address} ({source}): free the port or change xmpp.listen")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Listening sockets cannot be handed to the runtime.
+    #[error("listening sockets cannot be used ({0}): check the limit of open files")]
+    Sockets(#[source] std::io::Error),
+}

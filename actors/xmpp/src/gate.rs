@@ -1,0 +1,244 @@
+//! The way in, one per lane: starts a session for each stream, counts what sessions do, and drains them.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use actix::{
+    Actor, Addr, Context, Handler, Message, Recipient, ResponseFuture, Supervised, Supervisor,
+};
+use futures_util::future::join_all;
+use messages::{Drain, Drained, Health, Probe, PublishBatch, Register, Unregister};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::Ingress;
+use crate::census::Seat;
+use crate::egress::EgressBatch;
+use crate::session::Session;
+
+/// Silence after which the system asks whether the peer is still there.
+const KEEPALIVE: Duration = Duration::from_secs(120);
+/// What an idle stream weighs against open tickets when a lane is chosen.
+const STREAM_WEIGHT: usize = 16;
+
+/// What a gate's sessions send.
+pub struct Edges {
+    /// Publishes, to the resolver of the same lane.
+    pub publish: Recipient<PublishBatch>,
+    /// Registrations.
+    pub register: Recipient<Register>,
+    /// Ends of registrations.
+    pub unregister: Recipient<Unregister>,
+    /// Answers, to the egresses of all lanes in the same order on each lane: the peer's domain decides
+    /// which one owns its stream.
+    pub egress: Vec<Recipient<EgressBatch>>,
+}
+
+/// What a gate accepts.
+#[derive(Clone)]
+pub struct Handles {
+    /// New connections, from the listener.
+    pub adopt: Recipient<AdoptStream>,
+    /// Stops reading, lets all that is unanswered be answered, closes the streams.
+    pub drain: Recipient<Drain>,
+    /// Counters of the gate and its sessions.
+    pub probe: Recipient<Probe>,
+    /// How busy the lane is.
+    pub load: Load,
+}
+
+/// How busy a lane is, readable from every thread.
+#[derive(Clone, Debug, Default)]
+pub struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    /// Open tickets, and some for each stream.
+    #[must_use]
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_stream(&self) {
+        self.0.fetch_add(STREAM_WEIGHT, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove_stream(&self) {
+        self.0.fetch_sub(STREAM_WEIGHT, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_tickets(&self, count: usize) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove_tickets(&self, count: usize) {
+        self.0.fetch_sub(count, Ordering::Relaxed);
+    }
+}
+
+/// A connection for a lane to take over.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AdoptStream {
+    pub(crate) socket: std::net::TcpStream,
+    pub(crate) address: SocketAddr,
+    pub(crate) places: Places,
+}
+
+/// What a connection takes of the limits, given back when it ends.
+pub(crate) struct Places {
+    pub(crate) _total: OwnedSemaphorePermit,
+    pub(crate) _address: Seat,
+}
+
+/// What the sessions of a lane count.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) streams_open: Count,
+    pub(crate) streams: Count,
+    pub(crate) streams_refused: Count,
+    pub(crate) stanzas: Count,
+    pub(crate) publishes: Count,
+    pub(crate) registrations: Count,
+    pub(crate) stalls: Count,
+    pub(crate) timeouts: Count,
+    pub(crate) outcomes_late: Count,
+    pub(crate) replies: Count,
+    pub(crate) replies_lost: Count,
+}
+
+/// One counter of one thread.
+#[derive(Default)]
+pub(crate) struct Count(Cell<u64>);
+
+impl Count {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.set(self.0.get().saturating_add(count));
+    }
+
+    pub(crate) fn remove(&self, count: u64) {
+        self.0.set(self.0.get().saturating_sub(count));
+    }
+
+    pub(crate) const fn get(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// Starts a gate on the current arbiter.
+#[must_use]
+pub fn start(ingress: &Ingress, edges: Edges) -> Handles {
+    let load = Load::default();
+    let gate = Gate {
+        lane: Rc::new(Lane {
+            ingress: ingress.clone(),
+            edges,
+            counters: Counters::default(),
+            load: load.clone(),
+        }),
+        sessions: Vec::new(),
+    };
+    let address = Supervisor::start(|ctx: &mut Context<Gate>| {
+        ctx.set_mailbox_capacity(0);
+        gate
+    });
+    Handles {
+        adopt: address.clone().recipient(),
+        drain: address.clone().recipient(),
+        probe: address.recipient(),
+        load,
+    }
+}
+
+/// What the sessions of a lane share.
+pub(crate) struct Lane {
+    pub(crate) ingress: Ingress,
+    pub(crate) edges: Edges,
+    pub(crate) counters: Counters,
+    pub(crate) load: Load,
+}
+
+struct Gate {
+    lane: Rc<Lane>,
+    /// Sessions that ended are removed when the next one comes.
+    sessions: Vec<Addr<Session>>,
+}
+
+impl Actor for Gate {
+    type Context = Context<Self>;
+}
+
+impl Supervised for Gate {}
+
+impl Handler<AdoptStream> for Gate {
+    type Result = ();
+
+    fn handle(&mut self, adopt: AdoptStream, _: &mut Self::Context) {
+        let AdoptStream {
+            socket,
+            address,
+            places,
+        } = adopt;
+        match prepare(socket) {
+            Ok(socket) => {
+                self.sessions.retain(Addr::connected);
+                let session = Session::start(Rc::clone(&self.lane), socket, address, places);
+                self.sessions.push(session);
+            }
+            Err(error) => tracing::info!(%address, %error, "a connection could not be taken over"),
+        }
+    }
+}
+
+fn prepare(socket: std::net::TcpStream) -> io::Result<TcpStream> {
+    socket.set_nonblocking(true)?;
+    socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    TcpStream::from_std(socket)
+}
+
+impl Handler<Drain> for Gate {
+    type Result = ResponseFuture<Drained>;
+
+    fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
+        let sessions = std::mem::take(&mut self.sessions);
+        let drains = sessions.into_iter().map(move |session| {
+            let drained = session.send(drain);
+            // A session that has ended has nothing unanswered.
+            async { drained.await.unwrap_or_default().abandoned }
+        });
+        Box::pin(async move {
+            Drained {
+                abandoned: join_all(drains).await.into_iter().sum(),
+            }
+        })
+    }
+}
+
+impl Handler<Probe> for Gate {
+    type Result = Health;
+
+    fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Health {
+        let counters = &self.lane.counters;
+        Health {
+            counters: vec![
+                ("streams_open", counters.streams_open.get()),
+                ("streams_total", counters.streams.get()),
+                ("streams_refused_total", counters.streams_refused.get()),
+                ("stanzas_total", counters.stanzas.get()),
+                ("publishes_total", counters.publishes.get()),
+                ("registrations_total", counters.registrations.get()),
+                ("stream_stalls_total", counters.stalls.get()),
+                ("publishes_timed_out_total", counters.timeouts.get()),
+                ("outcomes_late_total", counters.outcomes_late.get()),
+                ("replies_total", counters.replies.get()),
+                ("replies_unsent_total", counters.replies_lost.get()),
+            ],
+        }
+    }
+}

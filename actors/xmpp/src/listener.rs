@@ -1,0 +1,223 @@
+//! Accepts connections on the control arbiter and hands each to the lane that has least to do.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, Context, Handler, Recipient, Supervised, Supervisor};
+use messages::{Drain, Drained, Health, Probe};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::census::Origin;
+use crate::gate::{self, AdoptStream, Count, Places};
+use crate::{Config, Error, Ingress};
+
+/// Connections that wait in the system while none is accepted.
+const BACKLOG: i32 = 1024;
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// What a listener accepts.
+#[derive(Clone)]
+pub struct Handles {
+    /// Closes the listening sockets.
+    pub drain: Recipient<Drain>,
+    /// Counters.
+    pub probe: Recipient<Probe>,
+}
+
+/// Binds the configured addresses. IPv6 sockets take no IPv4 connections, so that both can be bound.
+///
+/// # Errors
+/// [`Error::Bind`] for the first address that cannot be listened on.
+pub fn bind(config: &Config) -> Result<Vec<TcpListener>, Error> {
+    let bind = |address: &SocketAddr| {
+        listen(*address).map_err(|source| Error::Bind {
+            address: *address,
+            source,
+        })
+    };
+    config.listen.iter().map(bind).collect()
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // A restart finds connections of the process before in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Starts accepting from bound sockets on the current arbiter, for these lanes.
+#[must_use]
+pub fn start(ingress: &Ingress, sockets: Vec<TcpListener>, lanes: Vec<gate::Handles>) -> Handles {
+    let acceptor = Rc::new(Acceptor {
+        ingress: ingress.clone(),
+        lanes,
+        places: Arc::new(Semaphore::new(ingress.config().streams_max)),
+        accepted: Count::default(),
+        refused: Count::default(),
+        failed: Count::default(),
+        next: Cell::new(0),
+    });
+    let address = Supervisor::start(|ctx: &mut Context<Listener>| {
+        ctx.set_mailbox_capacity(0);
+        let accepting = sockets
+            .into_iter()
+            .map(|socket| actix_rt::spawn(Rc::clone(&acceptor).run(socket)))
+            .collect();
+        Listener {
+            acceptor,
+            accepting,
+        }
+    });
+    Handles {
+        drain: address.clone().recipient(),
+        probe: address.recipient(),
+    }
+}
+
+struct Listener {
+    acceptor: Rc<Acceptor>,
+    /// One task for each socket, which ends with it.
+    accepting: Vec<JoinHandle<()>>,
+}
+
+impl Actor for Listener {
+    type Context = Context<Self>;
+}
+
+impl Supervised for Listener {}
+
+impl Handler<Drain> for Listener {
+    type Result = Drained;
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Drained {
+        for task in self.accepting.drain(..) {
+            task.abort();
+        }
+        Drained { abandoned: 0 }
+    }
+}
+
+impl Handler<Probe> for Listener {
+    type Result = Health;
+
+    fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Health {
+        let Acceptor {
+            accepted,
+            refused,
+            failed,
+            places,
+            ..
+        } = &*self.acceptor;
+        Health {
+            counters: vec![
+                ("connections_accepted_total", accepted.get()),
+                ("connections_refused_total", refused.get()),
+                ("accept_errors_total", failed.get()),
+                ("connection_places_free", places.available_permits() as u64),
+            ],
+        }
+    }
+}
+
+struct Acceptor {
+    ingress: Ingress,
+    lanes: Vec<gate::Handles>,
+    /// One for each stream there may be.
+    places: Arc<Semaphore>,
+    accepted: Count,
+    refused: Count,
+    failed: Count,
+    /// Where the search for the least busy lane begins, so that equals take turns.
+    next: Cell<usize>,
+}
+
+impl Acceptor {
+    async fn run(self: Rc<Self>, socket: TcpListener) {
+        let listening = socket
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::TcpListener::from_std(socket));
+        let listening = match listening {
+            Ok(listening) => listening,
+            Err(error) => return tracing::error!(%error, "a listening socket cannot be used"),
+        };
+        let mut backoff = BACKOFF_MIN;
+        // A connection is accepted when there is a place for it; the others wait in the backlog, which
+        // costs peers less than a refusal would.
+        while let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
+            match listening.accept().await {
+                Ok((socket, address)) => {
+                    backoff = BACKOFF_MIN;
+                    self.hand_over(socket, address, place);
+                }
+                Err(error) => {
+                    self.failed.add(1);
+                    tracing::warn!(%error, "cannot accept connections");
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+            }
+        }
+    }
+
+    fn hand_over(
+        &self,
+        socket: tokio::net::TcpStream,
+        address: SocketAddr,
+        total: tokio::sync::OwnedSemaphorePermit,
+    ) {
+        let max = self.ingress.config().streams_per_address_max;
+        let origin = Origin::address(address.ip());
+        let Some(seat) = self.ingress.census().seat(origin, max) else {
+            self.refused.add(1);
+            tracing::info!(%address, stage = "accept", "a stream failed: too many streams from its address");
+            return;
+        };
+        let socket = match socket.into_std() {
+            Ok(socket) => socket,
+            Err(error) => {
+                return tracing::info!(%address, %error, "a connection could not be handed over");
+            }
+        };
+        let adopt = AdoptStream {
+            socket,
+            address,
+            places: Places {
+                _total: total,
+                _address: seat,
+            },
+        };
+        self.accepted.add(1);
+        match self.least_busy() {
+            Some(lane) if lane.adopt.try_send(adopt).is_ok() => {}
+            _ => self.refused.add(1),
+        }
+    }
+
+    fn least_busy(&self) -> Option<&gate::Handles> {
+        let first = self.next.get();
+        self.next.set(first.wrapping_add(1));
+        let turn = first.checked_rem(self.lanes.len())?;
+        let (after, before) = self.lanes.split_at_checked(turn)?;
+        before
+            .iter()
+            .chain(after)
+            .min_by_key(|lane| lane.load.get())
+    }
+}

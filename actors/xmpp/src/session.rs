@@ -1,0 +1,682 @@
+//! One stream that a peer opened: reads stanzas, holds a ticket for each publish, answers every iq once.
+//!
+//! The actor has the tickets and receives outcomes; a task beside it on the same thread has the socket.
+//! Answers go over the egress, so the actor outlives its socket until all that was asked is answered.
+
+use std::cell::{Cell, RefCell};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use actix::{
+    Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler, MailboxError,
+    ResponseFuture,
+};
+use futures_util::StreamExt as _;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::FuturesUnordered;
+use messages::{
+    Domain, Drain, Drained, Origin, OutcomeBatch, Publish, PublishBatch, PushOutcome,
+    RegistryError, Rejection, Ticket,
+};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{sleep_until, timeout, timeout_at};
+
+use crate::egress::EgressBatch;
+use crate::gate::{Lane, Places};
+use crate::ingress::Served;
+use crate::jid::{self, Jid};
+use crate::pending::Pending;
+use crate::reply;
+use crate::service::{self, Answer};
+use crate::stream::inbound::{self, Inbound};
+use crate::stream::{Fault, Stage, Trace, ns};
+use crate::xml::publish::{self, PublishIq, Read};
+use crate::xml::splitter::Unit;
+use crate::xml::stanza::IqHead;
+use crate::xml::stream_error::StreamCondition;
+use crate::xml::{Element, XmlError};
+
+/// How often overdue tickets are looked for.
+const TICK: Duration = Duration::from_millis(500);
+/// How long after its deadline a publish is answered without the pipeline, which should have done so.
+const BACKSTOP: Duration = Duration::from_secs(2);
+/// How long the registry may take.
+const REGISTRY_LIMIT: Duration = Duration::from_secs(5);
+/// How long a drained stream may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+
+/// What the stream task shall do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Run,
+    /// Read nothing more.
+    Drain,
+    /// Close the stream.
+    Close,
+}
+
+/// What actor and stream task share. Never borrowed across an await.
+struct Core {
+    lane: Rc<Lane>,
+    pending: RefCell<Pending>,
+    /// Registration commands without answer.
+    registering: Cell<usize>,
+    order: Cell<Order>,
+    /// Whether the stream task waits for a ticket or a registration.
+    stalled: Cell<bool>,
+    /// Whether the stream task runs.
+    open: Cell<bool>,
+    /// Wakes the stream task.
+    changed: Notify,
+    /// Wakes a drain.
+    settled: Notify,
+}
+
+impl Core {
+    fn is_full(&self) -> bool {
+        self.pending.borrow().is_full()
+            || self.registering.get() >= self.lane.ingress.config().registrations_per_stream_max
+    }
+
+    fn is_settled(&self) -> bool {
+        self.pending.borrow().is_empty() && self.registering.get() == 0
+    }
+
+    /// Tells those who wait that tickets or registrations came free.
+    fn freed(&self) {
+        if self.stalled.get() {
+            self.changed.notify_one();
+        }
+        if self.is_settled() {
+            self.settled.notify_one();
+        }
+    }
+
+    fn command(&self, order: Order) {
+        self.order.set(order);
+        self.changed.notify_one();
+    }
+
+    /// Answers tickets with what became of them.
+    fn answer(&self, outcomes: impl Iterator<Item = (Ticket, PushOutcome)>) {
+        let mut replies = Replies::default();
+        {
+            let mut pending = self.pending.borrow_mut();
+            let (before, late) = (pending.len(), pending.late());
+            for (ticket, outcome) in outcomes {
+                if let Some(asker) = pending.resolve(ticket) {
+                    let head = asker.head();
+                    replies.push(&head, |out| reply::render(out, &head, outcome));
+                }
+            }
+            self.lane.counters.outcomes_late.add(pending.late() - late);
+            self.lane.load.remove_tickets(before - pending.len());
+        }
+        self.send(replies);
+        self.freed();
+    }
+
+    /// Answers what is overdue in the same way.
+    fn answer_overdue(&self) {
+        let mut replies = Replies::default();
+        let mut count = 0;
+        {
+            let now = Instant::now();
+            let mut pending = self.pending.borrow_mut();
+            while let Some(asker) = pending.overdue(now) {
+                let head = asker.head();
+                let outcome = PushOutcome::Rejected(Rejection::TimedOut);
+                replies.push(&head, |out| reply::render(out, &head, outcome));
+                count += 1;
+            }
+        }
+        if count > 0 {
+            self.lane.counters.timeouts.add(count as u64);
+            self.lane.load.remove_tickets(count);
+            self.send(replies);
+            self.freed();
+        }
+    }
+
+    /// Answers all that is left. Returns how much that was.
+    fn answer_rest(&self) -> u64 {
+        let mut replies = Replies::default();
+        let mut count = 0;
+        for asker in self.pending.borrow_mut().drain() {
+            let head = asker.head();
+            let outcome = PushOutcome::Rejected(Rejection::Unavailable);
+            replies.push(&head, |out| reply::render(out, &head, outcome));
+            count += 1;
+        }
+        self.lane.load.remove_tickets(count);
+        self.send(replies);
+        (count + self.registering.get()) as u64
+    }
+
+    /// Hands answers to the egress that owns the peer's stream.
+    fn send(&self, replies: Replies) {
+        let counters = &self.lane.counters;
+        for batch in replies.batches {
+            counters.replies.add(batch.replies);
+            let lost = batch.replies;
+            let lanes = &self.lane.edges.egress;
+            let owner = lanes.get(owner(&batch.remote, lanes.len()));
+            if owner.is_none_or(|owner| owner.try_send(batch).is_err()) {
+                counters.replies_lost.add(lost);
+            }
+        }
+    }
+
+    /// Passes publishes on. If nobody takes them they are answered.
+    fn publish(&self, session: &Addr<Session>, deadline: Instant, items: Vec<Publish>) {
+        if items.is_empty() {
+            return;
+        }
+        self.lane.counters.publishes.add(items.len() as u64);
+        self.lane.load.add_tickets(items.len());
+        let batch = PublishBatch {
+            origin: Origin::new(session.clone().recipient()),
+            deadline,
+            items,
+        };
+        if let Err(returned) = self.lane.edges.publish.try_send(batch) {
+            let outcome = PushOutcome::Rejected(Rejection::Internal);
+            let items = returned.into_inner().items;
+            self.answer(items.into_iter().map(|item| (item.ticket, outcome)));
+        }
+    }
+
+    /// Asks the registry, and answers when it has answered.
+    fn ask<T: 'static>(
+        self: &Rc<Self>,
+        route: Route,
+        asked: impl Future<Output = Result<Result<T, RegistryError>, MailboxError>> + 'static,
+        render: impl FnOnce(Result<T, RegistryError>) -> Vec<u8> + 'static,
+    ) {
+        self.lane.counters.registrations.add(1);
+        self.registering.set(self.registering.get() + 1);
+        let core = Rc::clone(self);
+        actix_rt::spawn(async move {
+            let outcome = match asked.await {
+                Ok(outcome) => outcome,
+                Err(MailboxError::Timeout) => Err(RegistryError::Busy),
+                Err(MailboxError::Closed) => Err(RegistryError::Stopping),
+            };
+            let mut replies = Replies::default();
+            replies.push_rendered(route, render(outcome));
+            core.send(replies);
+            core.registering
+                .set(core.registering.get().saturating_sub(1));
+            core.freed();
+        });
+    }
+}
+
+/// The lane whose egress owns the streams to a domain: the same on every lane.
+fn owner(remote: &Domain, lanes: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    remote.as_str().hash(&mut hasher);
+    let lanes = u64::try_from(lanes).unwrap_or(u64::MAX).max(1);
+    usize::try_from(hasher.finish() % lanes).unwrap_or_default()
+}
+
+/// The stream that an answer takes.
+struct Route {
+    local: Domain,
+    remote: Domain,
+}
+
+/// Answers, gathered by stream.
+#[derive(Default)]
+struct Replies {
+    batches: Vec<EgressBatch>,
+}
+
+impl Replies {
+    /// Appends an answer to an iq.
+    fn push(&mut self, head: &IqHead<'_>, render: impl FnOnce(&mut Vec<u8>)) {
+        let known = self.batches.iter_mut().find(|batch| {
+            jid::is_domain(&head.from, &batch.remote) && jid::is_domain(&head.to, &batch.local)
+        });
+        match known {
+            Some(batch) => {
+                render(&mut batch.stanzas);
+                batch.replies += 1;
+            }
+            None => {
+                // Both addresses were checked when the iq came.
+                let domain = |text| Jid::parse(text).map(|jid| jid.domain);
+                if let (Ok(remote), Ok(local)) = (domain(&head.from), domain(&head.to)) {
+                    let mut stanzas = Vec::new();
+                    render(&mut stanzas);
+                    self.push_rendered(Route { local, remote }, stanzas);
+                }
+            }
+        }
+    }
+
+    fn push_rendered(&mut self, route: Route, stanza: Vec<u8>) {
+        let Route { local, remote } = route;
+        let mut batches = self.batches.iter_mut();
+        match batches.find(|batch| batch.local == local && batch.remote == remote) {
+            Some(batch) => {
+                batch.stanzas.extend_from_slice(&stanza);
+                batch.replies += 1;
+            }
+            None => self.batches.push(EgressBatch {
+                local,
+                remote,
+                stanzas: stanza,
+                replies: 1,
+            }),
+        }
+    }
+}
+
+/// The actor.
+pub(crate) struct Session {
+    core: Rc<Core>,
+}
+
+impl Session {
+    /// Starts on the current arbiter.
+    pub(crate) fn start(
+        lane: Rc<Lane>,
+        socket: TcpStream,
+        address: SocketAddr,
+        places: Places,
+    ) -> Addr<Self> {
+        let tickets = lane.ingress.config().tickets_per_stream;
+        let core = Rc::new(Core {
+            lane,
+            pending: RefCell::new(Pending::new(tickets)),
+            registering: Cell::new(0),
+            order: Cell::new(Order::Run),
+            stalled: Cell::new(false),
+            open: Cell::new(true),
+            changed: Notify::new(),
+            settled: Notify::new(),
+        });
+        Self::create(|ctx| {
+            ctx.set_mailbox_capacity(0);
+            let task = StreamTask::new(Rc::clone(&core), ctx.address(), address, places);
+            actix_rt::spawn(task.run(socket));
+            Self { core }
+        })
+    }
+}
+
+impl Actor for Session {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(TICK, |session, ctx| {
+            session.core.answer_overdue();
+            if !session.core.open.get() && session.core.is_settled() {
+                ctx.stop();
+            }
+        });
+    }
+}
+
+impl Handler<OutcomeBatch> for Session {
+    type Result = ();
+
+    fn handle(&mut self, batch: OutcomeBatch, _: &mut Self::Context) {
+        self.core.answer(batch.items.into_iter());
+    }
+}
+
+impl Handler<Drain> for Session {
+    type Result = ResponseFuture<Drained>;
+
+    fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
+        let core = Rc::clone(&self.core);
+        core.command(Order::Drain);
+        Box::pin(async move {
+            let settled = async {
+                while !core.is_settled() {
+                    core.settled.notified().await;
+                }
+            };
+            let in_time = timeout_at(drain.deadline.into(), settled).await;
+            let abandoned = match in_time {
+                Ok(()) => 0,
+                Err(_) => core.answer_rest(),
+            };
+            core.command(Order::Close);
+            let closed = async {
+                while core.open.get() {
+                    core.settled.notified().await;
+                }
+            };
+            // The stream's end is a courtesy; the answers are out.
+            let _ = timeout(CLOSE_LIMIT, closed).await;
+            Drained { abandoned }
+        })
+    }
+}
+
+/// The task that has the socket.
+struct StreamTask {
+    core: Rc<Core>,
+    session: Addr<Session>,
+    address: SocketAddr,
+    trace: Trace,
+    _places: Places,
+}
+
+impl Drop for StreamTask {
+    fn drop(&mut self) {
+        self.core.open.set(false);
+        self.core.settled.notify_one();
+        self.core.lane.counters.streams_open.remove(1);
+        self.core.lane.load.remove_stream();
+    }
+}
+
+type Verifications = FuturesUnordered<LocalBoxFuture<'static, inbound::Verified>>;
+
+/// What one read brought.
+struct Batch {
+    deadline: Instant,
+    publishes: Vec<Publish>,
+    replies: Replies,
+}
+
+impl StreamTask {
+    fn new(core: Rc<Core>, session: Addr<Session>, address: SocketAddr, places: Places) -> Self {
+        core.lane.counters.streams_open.add(1);
+        core.lane.counters.streams.add(1);
+        core.lane.load.add_stream();
+        Self {
+            core,
+            session,
+            address,
+            trace: Trace::default(),
+            _places: places,
+        }
+    }
+
+    async fn run(mut self, socket: TcpStream) {
+        let lane = Rc::clone(&self.core.lane);
+        let limit = lane.ingress.config().authentication_timeout();
+        let deadline = tokio::time::Instant::now() + limit;
+        let mut stream =
+            match inbound::secure(socket, &lane.ingress, deadline, &mut self.trace).await {
+                Ok(stream) => stream,
+                Err(fault) => return self.report(&fault, None),
+            };
+        let fault = match self.serve(&mut stream, deadline).await {
+            Ok(()) => {
+                stream.framed.close(None).await;
+                return;
+            }
+            Err(fault) => fault,
+        };
+        let distrust = stream.verdict().as_ref().err();
+        self.report(&fault, distrust.map(ToString::to_string));
+        stream.framed.close_after(&fault).await;
+    }
+
+    /// One line about each stream that was refused or failed.
+    fn report(&self, fault: &Fault, certificate: Option<String>) {
+        let peer = self.trace.peer.as_ref().map(Domain::as_str);
+        let stage = self.trace.stage.as_str();
+        let address = self.address;
+        match fault {
+            Fault::Ended => tracing::debug!(peer, %address, stage, "the peer closed its stream"),
+            Fault::Disconnected if self.trace.stage == Stage::Open => {
+                tracing::debug!(peer, %address, stage, "the peer disconnected");
+            }
+            fault => {
+                self.core.lane.counters.streams_refused.add(1);
+                let error = fault.stream_error();
+                let error = error.map(|error| error.condition().as_str());
+                tracing::info!(peer, %address, stage, error, certificate, reason = %fault, "a stream failed");
+            }
+        }
+    }
+
+    /// Reads until the stream ends, or `Ok` when it shall be closed.
+    async fn serve(
+        &mut self,
+        stream: &mut Inbound,
+        deadline: tokio::time::Instant,
+    ) -> Result<(), Fault> {
+        let mut verifications = FuturesUnordered::new();
+        loop {
+            let full = self.take_units(stream, &mut verifications).await?;
+            let reading = self.core.order.get() == Order::Run && !full;
+            tokio::select! {
+                () = self.core.changed.notified() => {}
+                read = stream.framed.fill(), if reading => read?,
+                Some(verified) = verifications.next() => stream.verified(verified).await?,
+                () = sleep_until(deadline), if !stream.is_authenticated() => {
+                    return Err(Fault::TimedOut("it did not authenticate in time"));
+                }
+            }
+            self.core.stalled.set(false);
+            if stream.is_authenticated() {
+                self.trace.stage = Stage::Open;
+            }
+            if self.core.order.get() == Order::Close {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes all whole units off the buffer. Returns whether it stopped for want of tickets.
+    async fn take_units(
+        &self,
+        stream: &mut Inbound,
+        verifications: &mut Verifications,
+    ) -> Result<bool, Fault> {
+        if self.core.order.get() != Order::Run {
+            return Ok(false);
+        }
+        let mut batch = Batch {
+            deadline: Instant::now() + self.core.lane.ingress.config().reply_deadline(),
+            publishes: Vec::new(),
+            replies: Replies::default(),
+        };
+        let taken = self.take_each(stream, verifications, &mut batch).await;
+        self.pass_on(&mut batch);
+        taken
+    }
+
+    fn pass_on(&self, batch: &mut Batch) {
+        self.core.send(std::mem::take(&mut batch.replies));
+        let publishes = std::mem::take(&mut batch.publishes);
+        self.core.publish(&self.session, batch.deadline, publishes);
+    }
+
+    async fn take_each(
+        &self,
+        stream: &mut Inbound,
+        verifications: &mut Verifications,
+        batch: &mut Batch,
+    ) -> Result<bool, Fault> {
+        loop {
+            if self.core.is_full() {
+                self.core.stalled.set(true);
+                self.core.lane.counters.stalls.add(1);
+                return Ok(true);
+            }
+            let len = match stream.framed.unit()? {
+                Unit::Element(len) => len,
+                Unit::Incomplete => return Ok(false),
+                Unit::Close(_) => return Err(Fault::Ended),
+                Unit::Header(_) => return Err(XmlError::BadFormat.into()),
+                Unit::Whitespace(len) => {
+                    stream.framed.consume(len);
+                    continue;
+                }
+            };
+            let rest = self.take_stanza(stream, len, batch)?;
+            stream.framed.consume(len);
+            if let Some(element) = rest {
+                // Negotiation writes, so what was read before it goes first.
+                self.pass_on(batch);
+                if let Some(verification) = stream.negotiate(&element).await? {
+                    let ingress = self.core.lane.ingress.clone();
+                    verifications.push(Box::pin(verification.run(ingress)));
+                }
+            }
+        }
+    }
+
+    /// Takes a stanza; gives back what is none.
+    fn take_stanza(
+        &self,
+        stream: &Inbound,
+        len: usize,
+        batch: &mut Batch,
+    ) -> Result<Option<Element>, Fault> {
+        let (text, namespaces) = stream.framed.text(len)?;
+        if stream.is_authenticated() {
+            let taken = match publish::read(text, namespaces)? {
+                Read::Publish(iq) => self.take_publish(stream, iq, batch)?,
+                Read::Malformed(head) => {
+                    authorised(stream, &head.from, &head.to)?;
+                    let outcome = PushOutcome::Rejected(Rejection::Malformed);
+                    batch
+                        .replies
+                        .push(&head, |out| reply::render(out, &head, outcome));
+                    true
+                }
+                Read::Other => false,
+            };
+            if taken {
+                self.core.lane.counters.stanzas.add(1);
+                return Ok(None);
+            }
+        }
+        let element = stream.framed.read(len)?;
+        if element.namespace() != ns::SERVER {
+            return Ok(Some(element));
+        }
+        if !stream.is_authenticated() {
+            return Err(Fault::refuse(
+                StreamCondition::NotAuthorized,
+                "a stanza came before authentication",
+            ));
+        }
+        self.core.lane.counters.stanzas.add(1);
+        self.take_other(stream, &element, batch)?;
+        Ok(None)
+    }
+
+    /// Returns whether it was taken; a publish to something else than a served domain is not.
+    fn take_publish(
+        &self,
+        stream: &Inbound,
+        iq: PublishIq<'_>,
+        batch: &mut Batch,
+    ) -> Result<bool, Fault> {
+        let PublishIq {
+            head,
+            node,
+            secret,
+            hint,
+        } = iq;
+        let (domain, served) = authorised(stream, &head.from, &head.to)?;
+        let service = served.domain();
+        if !jid::is_domain(&head.to, service) {
+            return Ok(false);
+        }
+        if !jid::is_domain(&head.from, domain) {
+            // Servers publish, not their users (XEP-0357 §5).
+            let outcome = PushOutcome::Rejected(Rejection::Forbidden);
+            batch
+                .replies
+                .push(&head, |out| reply::render(out, &head, outcome));
+            return Ok(true);
+        }
+        let deadline = batch.deadline + BACKSTOP;
+        let ticket = self.core.pending.borrow_mut().take_ticket(&head, deadline);
+        match ticket {
+            Some(ticket) => batch.publishes.push(Publish {
+                ticket,
+                node,
+                secret,
+                domain: domain.clone(),
+                service: service.clone(),
+                hint,
+            }),
+            None => {
+                let outcome = PushOutcome::Rejected(Rejection::Overloaded);
+                batch
+                    .replies
+                    .push(&head, |out| reply::render(out, &head, outcome));
+            }
+        }
+        Ok(true)
+    }
+
+    fn take_other(
+        &self,
+        stream: &Inbound,
+        stanza: &Element,
+        batch: &mut Batch,
+    ) -> Result<(), Fault> {
+        let (Some(from), Some(to)) = (stanza.attribute("from"), stanza.attribute("to")) else {
+            return Err(unaddressed());
+        };
+        let (domain, served) = authorised(stream, from, to)?;
+        let route = Route {
+            local: served.domain().clone(),
+            remote: domain.clone(),
+        };
+        let edges = &self.core.lane.edges;
+        match service::answer(stanza, served.service()) {
+            Answer::Nothing => {}
+            Answer::Reply(reply) => batch.replies.push_rendered(route, reply),
+            Answer::Register(register, command) => {
+                let asked = edges.register.send(register).timeout(REGISTRY_LIMIT);
+                let render = |outcome| command.registered(outcome);
+                self.core.ask(route, asked, render);
+            }
+            Answer::Unregister(unregister, command) => {
+                let asked = edges.unregister.send(unregister).timeout(REGISTRY_LIMIT);
+                let render = |outcome| command.unregistered(outcome);
+                self.core.ask(route, asked, render);
+            }
+            Answer::Unsupported => {
+                return Err(Fault::refuse(
+                    StreamCondition::UnsupportedStanzaType,
+                    "an element came that is no stanza",
+                ));
+            }
+            Answer::Unaddressed => return Err(unaddressed()),
+        }
+        Ok(())
+    }
+}
+
+/// The authenticated domain that sends, and the served one that receives (RFC 6120 §8.1).
+fn authorised<'a>(
+    stream: &'a Inbound,
+    from: &str,
+    to: &str,
+) -> Result<(&'a Domain, &'a Served), Fault> {
+    let domain = stream.sender(from).ok_or(Fault::refuse(
+        StreamCondition::InvalidFrom,
+        "a stanza came from a domain that is not authenticated on this stream",
+    ))?;
+    let served = stream.receiver(to).ok_or(Fault::refuse(
+        StreamCondition::HostUnknown,
+        "a stanza came for a domain that is not served here",
+    ))?;
+    Ok((domain, served))
+}
+
+const fn unaddressed() -> Fault {
+    Fault::refuse(
+        StreamCondition::ImproperAddressing,
+        "a stanza came without from or to",
+    )
+}

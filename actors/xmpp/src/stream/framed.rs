@@ -1,0 +1,171 @@
+//! A byte stream read unit by unit.
+
+use std::time::Duration;
+
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+use super::Fault;
+use crate::xml::header::StreamHeader;
+use crate::xml::splitter::{Limits, Splitter, Unit};
+use crate::xml::stream_error::StreamError;
+use crate::xml::{self, Element, Namespaces, XmlError, ns};
+
+/// Room made for a read: one TLS record.
+const READ_BYTES: usize = 16 * 1024;
+/// How long a closed stream is read on, so that the peer gets our last words before the reset that
+/// unread data would cause.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A connection, its receive buffer, and what is known of the stream in it.
+pub(crate) struct Framed<T> {
+    io: T,
+    buffer: BytesMut,
+    splitter: Splitter,
+    namespaces: Namespaces,
+    write_stall: Duration,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
+    /// Expects a stream header.
+    pub(crate) fn new(io: T, limits: Limits, write_stall: Duration) -> Self {
+        Self {
+            io,
+            buffer: BytesMut::new(),
+            splitter: Splitter::new(limits),
+            namespaces: Namespaces::default(),
+            write_stall,
+        }
+    }
+
+    /// The connection. What was received and not taken is dropped with the buffer: after STARTTLS it
+    /// was not protected (RFC 6120 §5.4.3.3).
+    pub(crate) fn into_io(self) -> T {
+        self.io
+    }
+
+    pub(crate) const fn set_limits(&mut self, limits: Limits) {
+        self.splitter.set_limits(limits);
+    }
+
+    /// Expects a stream header again.
+    pub(crate) const fn restart(&mut self) {
+        self.splitter.restart();
+    }
+
+    /// What stands at the start of the buffer.
+    pub(crate) fn unit(&mut self) -> Result<Unit, XmlError> {
+        self.splitter.next(&self.buffer)
+    }
+
+    /// The first `len` bytes of the buffer as text, with the namespaces it stands in.
+    pub(crate) fn text(&self, len: usize) -> Result<(&str, &Namespaces), XmlError> {
+        let unit = self.buffer.get(..len).unwrap_or_default();
+        Ok((xml::utf8(unit)?, &self.namespaces))
+    }
+
+    /// Takes a unit off the buffer.
+    pub(crate) fn consume(&mut self, len: usize) {
+        self.buffer.advance(len.min(self.buffer.len()));
+    }
+
+    /// Reads once. Dropping the future loses nothing.
+    pub(crate) async fn fill(&mut self) -> Result<(), Fault> {
+        self.buffer.reserve(READ_BYTES);
+        match self.io.read_buf(&mut self.buffer).await? {
+            0 => Err(Fault::Disconnected),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for the next unit that is not white space. Dropping the future loses nothing.
+    async fn next(&mut self) -> Result<Unit, Fault> {
+        loop {
+            match self.unit()? {
+                Unit::Incomplete => self.fill().await?,
+                Unit::Whitespace(len) => self.consume(len),
+                unit => return Ok(unit),
+            }
+        }
+    }
+
+    /// Waits for a stream header.
+    pub(crate) async fn header(&mut self) -> Result<StreamHeader, Fault> {
+        match self.next().await? {
+            Unit::Header(len) => {
+                let header = StreamHeader::read(self.buffer.get(..len).unwrap_or_default())?;
+                self.namespaces = header.namespaces.clone();
+                self.consume(len);
+                Ok(header)
+            }
+            _ => Err(XmlError::BadFormat.into()),
+        }
+    }
+
+    /// Waits for an element. A stream error of the peer and the end of its stream are [`Fault`]s.
+    pub(crate) async fn element(&mut self) -> Result<Element, Fault> {
+        match self.next().await? {
+            Unit::Element(len) => {
+                let element = self.read(len)?;
+                self.consume(len);
+                Ok(element)
+            }
+            Unit::Close(_) => Err(Fault::Ended),
+            _ => Err(XmlError::BadFormat.into()),
+        }
+    }
+
+    /// Reads the element at the start of the buffer.
+    pub(crate) fn read(&self, len: usize) -> Result<Element, Fault> {
+        let (text, namespaces) = self.text(len)?;
+        let element = Element::read(text, namespaces)?;
+        if element.is("error", ns::STREAMS) {
+            return Err(Fault::PeerError(StreamError::read(&element)));
+        }
+        Ok(element)
+    }
+
+    /// Writes all of `bytes`.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let written = async {
+            self.io.write_all(bytes).await?;
+            self.io.flush().await
+        };
+        match timeout(self.write_stall, written).await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(Fault::Stalled),
+        }
+    }
+
+    /// Closes the stream, after `last` words if there are any: the closing tag, TLS `close_notify`, and
+    /// a moment for the peer to do the same (RFC 6120 §4.4).
+    pub(crate) async fn close(mut self, last: Option<StreamError>) {
+        let mut bytes = Vec::new();
+        if let Some(error) = last {
+            error.render(&mut bytes);
+        }
+        bytes.extend_from_slice(b"</stream:stream>");
+        let goodbye = async {
+            self.io.write_all(&bytes).await?;
+            self.io.shutdown().await?;
+            loop {
+                self.buffer.clear();
+                self.buffer.reserve(READ_BYTES);
+                if self.io.read_buf(&mut self.buffer).await? == 0 {
+                    return Ok::<(), std::io::Error>(());
+                }
+            }
+        };
+        // Whatever happens, the connection is over.
+        let _ = timeout(LINGER, goodbye).await;
+    }
+
+    /// Closes the stream in the way that suits the fault that ended it.
+    pub(crate) async fn close_after(self, fault: &Fault) {
+        match fault {
+            Fault::Io(_) | Fault::Disconnected | Fault::Stalled => {}
+            fault => self.close(fault.stream_error()).await,
+        }
+    }
+}

@@ -1,0 +1,608 @@
+//! A stream that a peer opens to us.
+//!
+//! [`secure`] leads it through the clear text and TLS, then [`Inbound`] answers all that is no stanza:
+//! SASL EXTERNAL, and dialback in the roles of the receiving and of the authoritative server. Dialback
+//! needs no restart, may come at any time and for several domains, so both go on as long as the stream.
+
+use std::time::Duration;
+
+use messages::Domain;
+use rustls::pki_types::CertificateDer;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::external::{self, Refusal};
+use super::framed::Framed;
+use super::outbound::{self, Failure};
+use super::{Fault, Stage, Trace, identity, ns, open_stream};
+use crate::Ingress;
+use crate::census::{Origin, Seat};
+use crate::ingress::Served;
+use crate::jid;
+use crate::xml::stanza::{Condition, ErrorType};
+use crate::xml::stream_error::StreamCondition;
+use crate::xml::{Element, write};
+
+/// Failed attempts at SASL before the stream is closed: peers that fail go on with dialback.
+const SASL_ATTEMPTS_MAX: u32 = 3;
+/// Domains one stream may speak for. Servers with many domains may send all of them over one stream.
+const DOMAINS_MAX: usize = 256;
+/// How long the authoritative server may take, over all its targets.
+const VERIFICATION_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a peer's stream header and ours settled.
+struct Opening {
+    local: Domain,
+    peer: Option<Domain>,
+    id: String,
+}
+
+/// Leads a new connection to a secured stream with features sent. On a fault the peer has been told and
+/// the connection is closed.
+pub(crate) async fn secure(
+    tcp: TcpStream,
+    ingress: &Ingress,
+    deadline: Instant,
+    trace: &mut Trace,
+) -> Result<Inbound, Fault> {
+    let config = ingress.config();
+    let limits = config.limits_before_authentication();
+    let mut clear = Framed::new(tcp, limits, config.write_stall());
+    let opening = match within(deadline, start_tls(&mut clear, ingress, trace)).await {
+        Ok(opening) => opening,
+        Err(fault) => {
+            clear.close_after(&fault).await;
+            return Err(fault);
+        }
+    };
+
+    trace.stage = Stage::Tls;
+    let served = ingress.served(opening.local.as_str()).ok_or(Fault::Ended)?;
+    let handshake = TlsAcceptor::from(served.acceptor()).accept(clear.into_io());
+    let tls = within(deadline, async { Ok(handshake.await?) }).await?;
+    let chain: Vec<CertificateDer<'static>> = tls
+        .get_ref()
+        .1
+        .peer_certificates()
+        .unwrap_or_default()
+        .to_vec();
+
+    trace.stage = Stage::Header;
+    let mut framed = Framed::new(tls, limits, config.write_stall());
+    let secured = within(deadline, reopen(&mut framed, ingress, &opening, trace)).await;
+    let (peer, id) = match secured {
+        Ok(secured) => secured,
+        Err(fault) => {
+            framed.close_after(&fault).await;
+            return Err(fault);
+        }
+    };
+    trace.stage = Stage::Authentication;
+    let verdict = ingress.judge(&chain, &peer);
+    let mut stream = Inbound {
+        framed,
+        ingress: ingress.clone(),
+        local: opening.local,
+        offers_external: verdict.is_ok() && ingress.served(peer.as_str()).is_none(),
+        verdict,
+        peer,
+        id,
+        chain,
+        sasl_attempts: 0,
+        challenged: false,
+        authenticated: Vec::new(),
+        verifying: 0,
+    };
+    let mut features = Vec::new();
+    stream.render_features(&mut features);
+    match stream.framed.send(&features).await {
+        Ok(()) => Ok(stream),
+        Err(fault) => Err(fault),
+    }
+}
+
+async fn within<T>(
+    deadline: Instant,
+    step: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    timeout_at(deadline, step)
+        .await
+        .unwrap_or(Err(Fault::TimedOut("it did not authenticate in time")))
+}
+
+/// Headers, features and the request for TLS, all in clear text.
+async fn start_tls(
+    clear: &mut Framed<TcpStream>,
+    ingress: &Ingress,
+    trace: &mut Trace,
+) -> Result<Opening, Fault> {
+    let mut answer = Vec::new();
+    let opening = open(clear, ingress, None, &mut answer, trace).await?;
+    trace.stage = Stage::StartTls;
+    write::element(&mut answer, "stream:features", &[], |out| {
+        write::element(out, "starttls", &[("xmlns", ns::TLS)], |out| {
+            write::empty(out, "required", &[]);
+        });
+    });
+    clear.send(&answer).await?;
+    let request = clear.element().await?;
+    if request.is("starttls", ns::TLS) {
+        clear
+            .send(b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
+            .await?;
+        return Ok(opening);
+    }
+    Err(match request.namespace() {
+        ns::SERVER => Fault::refuse(
+            StreamCondition::NotAuthorized,
+            "a stanza came before TLS and authentication",
+        ),
+        _ => Fault::refuse(StreamCondition::PolicyViolation, "STARTTLS is required"),
+    })
+}
+
+/// The header of the secured stream, answered.
+async fn reopen(
+    framed: &mut Framed<TlsStream<TcpStream>>,
+    ingress: &Ingress,
+    before: &Opening,
+    trace: &mut Trace,
+) -> Result<(Domain, String), Fault> {
+    let mut answer = Vec::new();
+    let opening = open(framed, ingress, Some(before), &mut answer, trace).await?;
+    framed.send(&answer).await?;
+    match opening.peer {
+        Some(peer) => Ok((peer, opening.id)),
+        None => Err(Fault::refuse(
+            StreamCondition::ImproperAddressing,
+            "the stream header has no from",
+        )),
+    }
+}
+
+/// Reads the peer's header and renders ours. On a fault ours is already sent, since a stream error has
+/// to stand in a stream (RFC 6120 §4.9.1.2).
+async fn open<T>(
+    framed: &mut Framed<T>,
+    ingress: &Ingress,
+    before: Option<&Opening>,
+    answer: &mut Vec<u8>,
+    trace: &mut Trace,
+) -> Result<Opening, Fault>
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let id = ingress.stream_id();
+    let header = match framed.header().await {
+        Ok(header) => header,
+        Err(fault) => {
+            if matches!(fault, Fault::Xml(_)) {
+                open_stream(answer, ingress.first(), None, Some(&id));
+                framed.send(answer).await?;
+            }
+            return Err(fault);
+        }
+    };
+    let to = header.to.as_deref().map(jid::prepare_domain);
+    let from = header.from.as_deref().map(jid::prepare_domain);
+    let local = to
+        .as_ref()
+        .and_then(|to| to.as_ref().ok())
+        .and_then(|to| ingress.served(to.as_str()))
+        .map(Served::domain);
+    let peer = from.as_ref().and_then(|from| from.as_ref().ok());
+    trace.peer = peer.cloned();
+    open_stream(
+        answer,
+        local.unwrap_or_else(|| ingress.first()),
+        peer,
+        Some(&id),
+    );
+
+    let refusal = if let Err(error) = header.check() {
+        Some(Fault::Xml(error))
+    } else if matches!(to, None | Some(Err(_))) {
+        Some(Fault::refuse(
+            StreamCondition::ImproperAddressing,
+            "the stream header has no usable to",
+        ))
+    } else if matches!(from, Some(Err(_))) {
+        Some(Fault::refuse(
+            StreamCondition::ImproperAddressing,
+            "the stream header has no usable from",
+        ))
+    } else if local.is_none() {
+        Some(Fault::refuse(
+            StreamCondition::HostUnknown,
+            "this domain is not served here",
+        ))
+    } else if before.is_some_and(|before| {
+        Some(&before.local) != local || (before.peer.is_some() && before.peer.as_ref() != peer)
+    }) {
+        Some(Fault::refuse(
+            StreamCondition::ImproperAddressing,
+            "from or to changed when the stream was restarted",
+        ))
+    } else {
+        None
+    };
+    match (refusal, local) {
+        (None, Some(local)) => Ok(Opening {
+            local: local.clone(),
+            peer: peer.cloned(),
+            id,
+        }),
+        (refusal, _) => {
+            framed.send(answer).await?;
+            Err(refusal.unwrap_or(Fault::Ended))
+        }
+    }
+}
+
+/// A secured stream.
+pub(crate) struct Inbound {
+    pub(crate) framed: Framed<TlsStream<TcpStream>>,
+    ingress: Ingress,
+    /// The domain the stream was opened to.
+    local: Domain,
+    /// The domain that opened it, as it says.
+    peer: Domain,
+    /// Our id of the stream, which dialback keys are bound to.
+    id: String,
+    /// What the peer showed in the handshake.
+    chain: Vec<CertificateDer<'static>>,
+    /// Whether that proves `peer`.
+    verdict: Result<(), identity::Untrusted>,
+    offers_external: bool,
+    sasl_attempts: u32,
+    /// Whether an empty challenge is unanswered.
+    challenged: bool,
+    /// The domains the peer has proven to be, each with its seat.
+    authenticated: Vec<(Domain, Seat)>,
+    verifying: usize,
+}
+
+/// A dialback key that is being checked.
+pub(crate) struct Verification {
+    /// The domain that the peer claims.
+    pub(crate) from: Domain,
+    /// The served domain it was claimed to.
+    pub(crate) to: Domain,
+    key: String,
+    id: String,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What the authoritative server said of it.
+pub(crate) struct Verified {
+    from: Domain,
+    to: Domain,
+    said: Result<bool, Failure>,
+}
+
+impl Verification {
+    /// Asks the authoritative server over a stream of its own.
+    pub(crate) async fn run(self, ingress: Ingress) -> Verified {
+        let Self {
+            from, to, key, id, ..
+        } = self;
+        let asked = outbound::verify(&ingress, &to, &from, &id, &key);
+        let said = tokio::time::timeout(VERIFICATION_LIMIT, asked)
+            .await
+            .unwrap_or(Err(Failure::TimedOut));
+        Verified { from, to, said }
+    }
+}
+
+impl Inbound {
+    /// Whether any domain is authenticated.
+    pub(crate) const fn is_authenticated(&self) -> bool {
+        !self.authenticated.is_empty()
+    }
+
+    /// Why the peer's certificate did not do, for the log.
+    pub(crate) const fn verdict(&self) -> &Result<(), identity::Untrusted> {
+        &self.verdict
+    }
+
+    /// The authenticated domain that an address is of.
+    pub(crate) fn sender(&self, address: &str) -> Option<&Domain> {
+        let known = |is: &dyn Fn(&Domain) -> bool| {
+            let mut domains = self.authenticated.iter().map(|(domain, _)| domain);
+            domains.find(|domain| is(domain))
+        };
+        known(&|domain| domain.as_str() == address).or_else(|| {
+            let address = jid::Jid::parse(address).ok()?;
+            known(&|domain| *domain == address.domain)
+        })
+    }
+
+    /// The served domain that an address is of.
+    pub(crate) fn receiver(&self, address: &str) -> Option<&Served> {
+        self.ingress.served(address).or_else(|| {
+            let address = jid::Jid::parse(address).ok()?;
+            self.ingress.served(address.domain.as_str())
+        })
+    }
+
+    /// Handles what is no stanza. Returns a key that has to be verified.
+    pub(crate) async fn negotiate(
+        &mut self,
+        element: &Element,
+    ) -> Result<Option<Verification>, Fault> {
+        match (element.namespace(), element.name()) {
+            (ns::SASL, name) => {
+                self.sasl(name, element).await?;
+                Ok(None)
+            }
+            (ns::DIALBACK, "result") if element.attribute("type").is_none() => {
+                self.claim(element).await
+            }
+            (ns::DIALBACK, "verify") if element.attribute("type").is_none() => {
+                self.vouch(element).await?;
+                Ok(None)
+            }
+            // An answer to what was never asked on this stream, so it proves nothing (XEP-0220 §2.4).
+            (ns::DIALBACK, _) => Ok(None),
+            // Asked for at odd times and in either namespace; not offered, hence without effect.
+            ("urn:xmpp:bidi" | "urn:xmpp:features:bidi", _) => Ok(None),
+            _ => Err(Fault::refuse(
+                StreamCondition::UnsupportedStanzaType,
+                "an element came that is not known here",
+            )),
+        }
+    }
+
+    async fn sasl(&mut self, name: &str, element: &Element) -> Result<(), Fault> {
+        if self.is_authenticated() {
+            return Err(Fault::refuse(
+                StreamCondition::PolicyViolation,
+                "it authenticated twice",
+            ));
+        }
+        let challenged = std::mem::take(&mut self.challenged);
+        let response = element.text();
+        let checked = match name {
+            "auth" if element.attribute("mechanism") != Some("EXTERNAL") => {
+                Err(Refusal::InvalidMechanism)
+            }
+            "auth" if !self.offers_external => Err(Refusal::NotAuthorized),
+            "auth" if response.trim().is_empty() => {
+                self.challenged = true;
+                let challenge = b"<challenge xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/>";
+                return self.framed.send(challenge).await;
+            }
+            "response" if !challenged => Err(Refusal::MalformedRequest),
+            "auth" | "response" => external::check_identity(&response, &self.peer),
+            "abort" => Err(Refusal::Aborted),
+            _ => Err(Refusal::MalformedRequest),
+        };
+        match checked {
+            Ok(()) => {
+                self.admit(self.peer.clone())?;
+                self.framed
+                    .send(b"<success xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/>")
+                    .await?;
+                self.restart().await
+            }
+            Err(refusal) => {
+                let mut answer = Vec::new();
+                write::element(&mut answer, "failure", &[("xmlns", ns::SASL)], |out| {
+                    write::empty(out, refusal.name(), &[]);
+                });
+                self.framed.send(&answer).await?;
+                self.sasl_attempts += 1;
+                if self.sasl_attempts < SASL_ATTEMPTS_MAX {
+                    return Ok(());
+                }
+                Err(Fault::refuse(
+                    StreamCondition::PolicyViolation,
+                    "too many failed authentications",
+                ))
+            }
+        }
+    }
+
+    /// The third header, after SASL.
+    async fn restart(&mut self) -> Result<(), Fault> {
+        self.framed.restart();
+        let before = Opening {
+            local: self.local.clone(),
+            peer: Some(self.peer.clone()),
+            id: String::new(),
+        };
+        let mut answer = Vec::new();
+        let mut trace = Trace::default();
+        let deadline = Instant::now() + self.ingress.config().authentication_timeout();
+        let opened = open(
+            &mut self.framed,
+            &self.ingress,
+            Some(&before),
+            &mut answer,
+            &mut trace,
+        );
+        self.id = within(deadline, opened).await?.id;
+        self.offers_external = false;
+        self.render_features(&mut answer);
+        self.framed.send(&answer).await
+    }
+
+    fn render_features(&self, out: &mut Vec<u8>) {
+        write::element(out, "stream:features", &[], |out| {
+            if self.offers_external {
+                write::element(out, "mechanisms", &[("xmlns", ns::SASL)], |out| {
+                    write::element(out, "mechanism", &[], |out| write::text(out, "EXTERNAL"));
+                });
+            }
+            write::element(out, "dialback", &[("xmlns", ns::DIALBACK_FEATURE)], |out| {
+                write::empty(out, "errors", &[]);
+            });
+        });
+    }
+
+    /// Receiving server: the peer says that it is a domain, with a key as proof.
+    async fn claim(&mut self, element: &Element) -> Result<Option<Verification>, Fault> {
+        let (from, to) = addresses(element)?;
+        let refusal = if self.ingress.served(to.as_str()).is_none() {
+            (ErrorType::Cancel, Condition::ItemNotFound)
+        } else if self.ingress.served(from.as_str()).is_some() {
+            (ErrorType::Cancel, Condition::NotAllowed)
+        } else if self.sender(from.as_str()).is_some()
+            || self.ingress.judge(&self.chain, &from).is_ok()
+        {
+            // The certificate says it already, or another key did: nobody needs to be asked.
+            self.admit(from.clone())?;
+            return self.answer_claim(&from, &to, true).await.map(|()| None);
+        } else {
+            match self.ingress.verification() {
+                Some(permit)
+                    if self.verifying < self.ingress.config().verifications_per_stream_max =>
+                {
+                    self.verifying += 1;
+                    return Ok(Some(Verification {
+                        from,
+                        to,
+                        key: element.text().trim().to_owned(),
+                        id: self.id.clone(),
+                        _permit: permit,
+                    }));
+                }
+                _ => (ErrorType::Wait, Condition::ResourceConstraint),
+            }
+        };
+        let (kind, condition) = refusal;
+        self.refuse_claim(&from, &to, kind, condition)
+            .await
+            .map(|()| None)
+    }
+
+    /// Receiving server: tells the peer what became of its claim.
+    pub(crate) async fn verified(&mut self, verified: Verified) -> Result<(), Fault> {
+        self.verifying = self.verifying.saturating_sub(1);
+        let Verified { from, to, said } = verified;
+        match said {
+            Ok(true) => {
+                self.admit(from.clone())?;
+                self.answer_claim(&from, &to, true).await
+            }
+            Ok(false) => {
+                tracing::info!(peer = %from, "dialback: the authoritative server denies the key");
+                self.answer_claim(&from, &to, false).await?;
+                match self.is_authenticated() || self.verifying > 0 {
+                    true => Ok(()),
+                    false => Err(Fault::refuse(
+                        StreamCondition::NotAuthorized,
+                        "dialback: the authoritative server denies the key",
+                    )),
+                }
+            }
+            Err(failure) => {
+                tracing::info!(peer = %from, reason = %failure, "dialback: the authoritative server cannot be asked");
+                let (kind, condition) = match failure {
+                    Failure::Resolve(_) => (ErrorType::Cancel, Condition::RemoteServerNotFound),
+                    _ => (ErrorType::Wait, Condition::RemoteServerTimeout),
+                };
+                self.refuse_claim(&from, &to, kind, condition).await
+            }
+        }
+    }
+
+    /// Authoritative server: somebody asks whether a stream is ours.
+    async fn vouch(&mut self, element: &Element) -> Result<(), Fault> {
+        let (from, to) = addresses(element)?;
+        let id = element.attribute("id").unwrap_or_default();
+        let kind = match self.ingress.served(to.as_str()) {
+            None => "invalid",
+            Some(_) => {
+                let key = element.text();
+                match self
+                    .ingress
+                    .key_maker()
+                    .made(&key, from.as_str(), to.as_str(), id)
+                {
+                    true => "valid",
+                    false => "invalid",
+                }
+            }
+        };
+        let mut answer = Vec::new();
+        let attributes = [
+            ("from", to.as_str()),
+            ("to", from.as_str()),
+            ("id", id),
+            ("type", kind),
+        ];
+        write::empty(&mut answer, "db:verify", &attributes);
+        self.framed.send(&answer).await
+    }
+
+    async fn answer_claim(&mut self, from: &Domain, to: &Domain, valid: bool) -> Result<(), Fault> {
+        let kind = if valid { "valid" } else { "invalid" };
+        let attributes = [("from", to.as_str()), ("to", from.as_str()), ("type", kind)];
+        let mut answer = Vec::new();
+        write::empty(&mut answer, "db:result", &attributes);
+        self.framed.send(&answer).await
+    }
+
+    async fn refuse_claim(
+        &mut self,
+        from: &Domain,
+        to: &Domain,
+        kind: ErrorType,
+        condition: Condition,
+    ) -> Result<(), Fault> {
+        let attributes = [
+            ("from", to.as_str()),
+            ("to", from.as_str()),
+            ("type", "error"),
+        ];
+        let mut answer = Vec::new();
+        write::element(&mut answer, "db:result", &attributes, |out| {
+            write::element(out, "error", &[("type", kind.as_str())], |out| {
+                write::empty(out, condition.as_str(), &[("xmlns", ns::STANZA_ERRORS)]);
+            });
+        });
+        self.framed.send(&answer).await
+    }
+
+    /// Takes a domain as authenticated on this stream.
+    fn admit(&mut self, domain: Domain) -> Result<(), Fault> {
+        if self.authenticated.iter().any(|(known, _)| *known == domain) {
+            return Ok(());
+        }
+        let max = self.ingress.config().streams_per_domain_max;
+        let seat = self
+            .ingress
+            .census()
+            .seat(Origin::Domain(domain.clone()), max);
+        match seat {
+            Some(seat) if self.authenticated.len() < DOMAINS_MAX => {
+                self.authenticated.push((domain, seat));
+                self.framed.set_limits(self.ingress.config().limits());
+                Ok(())
+            }
+            _ => Err(Fault::refuse(
+                StreamCondition::ResourceConstraint,
+                "too many streams of this domain, or too many domains on this stream",
+            )),
+        }
+    }
+}
+
+fn addresses(element: &Element) -> Result<(Domain, Domain), Fault> {
+    let address = |name| {
+        element
+            .attribute(name)
+            .and_then(|text| jid::prepare_domain(text).ok())
+    };
+    match (address("from"), address("to")) {
+        (Some(from), Some(to)) => Ok((from, to)),
+        _ => Err(Fault::refuse(
+            StreamCondition::ImproperAddressing,
+            "dialback without usable from and to",
+        )),
+    }
+}

@@ -1,0 +1,133 @@
+//! Streams between servers, from the TCP connection to the authenticated domain.
+//!
+//! Peers open streams to us ([`inbound`]) and send requests on them; the answers go on streams that we
+//! open ([`outbound`]), since a stream carries stanzas one way (RFC 6120 §4.5). Negotiation is
+//! straight-line code in both directions. Everything that only computes has a file of its own.
+
+pub(crate) mod connect;
+pub(crate) mod dialback;
+pub(crate) mod external;
+pub(crate) mod framed;
+pub(crate) mod identity;
+pub(crate) mod inbound;
+pub(crate) mod outbound;
+pub(crate) mod resolve;
+pub(crate) mod tls;
+
+use std::io;
+
+use messages::Domain;
+use thiserror::Error;
+
+use crate::xml::XmlError;
+use crate::xml::stream_error::{StreamCondition, StreamError};
+use crate::xml::write;
+
+/// Namespaces of stream features.
+pub(crate) mod ns {
+    pub(crate) use crate::xml::ns::*;
+
+    /// RFC 6120 §5.
+    pub(crate) const TLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
+    /// RFC 6120 §6.
+    pub(crate) const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
+    /// XEP-0220 §2.3.
+    pub(crate) const DIALBACK_FEATURE: &str = "urn:xmpp:features:dialback";
+}
+
+/// Why a stream is over. The text is for logs and says nothing of its stanzas.
+#[derive(Debug, Error)]
+pub(crate) enum Fault {
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    #[error("the peer closed the connection")]
+    Disconnected,
+    #[error("the peer closed the stream")]
+    Ended,
+    #[error("the peer sent the stream error {}", .0.as_str())]
+    PeerError(StreamCondition),
+    #[error("{0}")]
+    Xml(#[from] XmlError),
+    #[error("{reason}")]
+    Refused {
+        error: StreamError,
+        reason: &'static str,
+    },
+    #[error("{0}")]
+    TimedOut(&'static str),
+    #[error("the peer did not read what it was sent")]
+    Stalled,
+}
+
+impl Fault {
+    /// What to tell the peer before the stream is closed.
+    pub(crate) const fn stream_error(&self) -> Option<StreamError> {
+        match self {
+            Self::Xml(error) => Some(error.stream_error()),
+            Self::Refused { error, .. } => Some(*error),
+            Self::TimedOut(_) => Some(StreamError::new(StreamCondition::ConnectionTimeout)),
+            Self::Io(_) | Self::Disconnected | Self::Ended | Self::PeerError(_) | Self::Stalled => {
+                None
+            }
+        }
+    }
+
+    /// We end the stream with this stream error; `reason` goes to the log and to the peer.
+    pub(crate) const fn refuse(condition: StreamCondition, reason: &'static str) -> Self {
+        Self::Refused {
+            error: StreamError::new(condition).text(reason),
+            reason,
+        }
+    }
+}
+
+/// How far a stream has come, for the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Connect,
+    #[default]
+    Header,
+    StartTls,
+    Tls,
+    Authentication,
+    Open,
+}
+
+impl Stage {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Header => "stream header",
+            Self::StartTls => "starttls",
+            Self::Tls => "tls",
+            Self::Authentication => "authentication",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// What is known of a stream when it ends.
+#[derive(Default)]
+pub(crate) struct Trace {
+    /// The domain that the peer says it is.
+    pub(crate) peer: Option<Domain>,
+    pub(crate) stage: Stage,
+}
+
+/// Appends our stream header.
+pub(crate) fn open_stream(out: &mut Vec<u8>, from: &Domain, to: Option<&Domain>, id: Option<&str>) {
+    out.extend_from_slice(b"<?xml version='1.0'?>");
+    let mut attributes = vec![
+        ("xmlns", ns::SERVER),
+        ("xmlns:stream", ns::STREAMS),
+        ("xmlns:db", ns::DIALBACK),
+        ("from", from.as_str()),
+    ];
+    attributes.extend(to.map(|to| ("to", to.as_str())));
+    attributes.extend(id.map(|id| ("id", id)));
+    attributes.extend([("version", "1.0"), ("xml:lang", "en")]);
+    write::empty(out, "stream:stream", &attributes);
+    // The stream stays open: `/>` becomes `>`.
+    out.truncate(out.len().saturating_sub(2));
+    out.push(b'>');
+}
