@@ -1,0 +1,107 @@
+//! The program itself, as a host of the network.
+
+use std::fs;
+use std::path::Path;
+
+use simulators::{Authority, Kind};
+
+use crate::apple::{self, Apple};
+use crate::net::Host;
+use crate::process::Process;
+
+/// The domain it serves.
+pub(crate) const DOMAIN: &str = "push.test";
+
+/// What of its own code it logs: everything.
+const FILTER: &str = "info,campanile=trace,xmpp=trace,registration=trace,apns=trace,feedback=trace,\
+                      retention=trace,messages=trace";
+
+/// A running Campanile.
+pub(crate) struct Campanile {
+    process: Process,
+}
+
+impl Campanile {
+    pub(crate) fn start(
+        host: &Host,
+        apple: &Apple,
+        authority: &Authority,
+        directory: &Path,
+    ) -> Self {
+        let directory = directory.join("campanile");
+        fs::create_dir(&directory).expect("the directory of the test can be written");
+        let root = authority
+            .write_root(&directory, "authority")
+            .expect("it can be written");
+        let (certificate, key) = authority
+            .issue(&[DOMAIN], Kind::ServerAndClient)
+            .and_then(|identity| identity.write(&directory, DOMAIN))
+            .expect("it can be written");
+        let text = format!(
+            r#"
+[log]
+filter = "{FILTER}"
+
+[xmpp]
+listen = ["[{v6}]:5269", "{v4}:5269"]
+system_roots = false
+ca_files = ["{root}"]
+
+[[domains]]
+name = "{DOMAIN}"
+certificate = "{certificate}"
+key = "{key}"
+apps = ["demo"]
+
+[apps.demo]
+topic = "{topic}"
+team_id = "{team_id}"
+key_id = "{key_id}"
+key_file = "{key_file}"
+endpoint = "{endpoint}:{port}"
+ca_file = "{root}"
+
+[registration]
+path = "{store}"
+key_file = "{store_key}"
+"#,
+            v4 = host.v4,
+            v6 = host.v6,
+            root = root.display(),
+            certificate = certificate.display(),
+            key = key.display(),
+            topic = apple::TOPIC,
+            team_id = apple::TEAM_ID,
+            key_id = apple::KEY_ID,
+            key_file = apple.key_file.display(),
+            endpoint = apple::NAME,
+            port = apple::PORT,
+            store = directory.join("store").display(),
+            store_key = directory.join("registration.key").display(),
+        );
+        let configuration = directory.join("campanile.toml");
+        fs::write(&configuration, text).expect("the directory of the test can be written");
+        let mut command = host.command(env!("CARGO_BIN_EXE_campanile"));
+        command.args(["serve", "--config"]).arg(configuration);
+        let mut process = Process::start("campanile", command, &directory.join("campanile.log"));
+        process.wait_for("serves", |log| log.contains("serving").then_some(()));
+        Self { process }
+    }
+
+    /// All it has logged.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Asks it to end, as a service manager does, and fails unless it says that all work is done.
+    #[track_caller]
+    pub(crate) fn stop(&mut self) {
+        let status = self.process.terminate();
+        assert_eq!(
+            status.code(),
+            Some(0),
+            "campanile ends with {status}\n{}",
+            self.log()
+        );
+    }
+}

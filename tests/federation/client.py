@@ -1,0 +1,117 @@
+"""An XMPP client that does what it is told: one JSON object a line in, one answer a line out."""
+
+import asyncio
+import json
+import logging
+import ssl
+import sys
+from xml.etree import ElementTree
+
+from slixmpp import ClientXMPP
+from slixmpp.exceptions import IqError
+
+COMMANDS = "{http://jabber.org/protocol/commands}"
+DATA = "{jabber:x:data}"
+STANZAS = "{urn:ietf:params:xml:ns:xmpp-stanzas}"
+PUSH = "{urn:xmpp:push:0}"
+TIMEOUT = 25
+
+sessions = {}
+
+
+def form(parent, fields):
+    x = ElementTree.SubElement(parent, DATA + "x", type="submit")
+    for var, value in fields.items():
+        field = ElementTree.SubElement(x, DATA + "field", var=var)
+        if var == "FORM_TYPE":
+            field.set("type", "hidden")
+        ElementTree.SubElement(field, DATA + "value").text = value
+
+
+def describe(iq):
+    """Says what an answer holds, and gives all of it with attributes in a fixed order."""
+    answer = {
+        "type": iq["type"],
+        "fields": {},
+        "xml": ElementTree.canonicalize(ElementTree.tostring(iq.xml, encoding="unicode")),
+    }
+    command = iq.xml.find(COMMANDS + "command")
+    if command is not None:
+        answer["status"] = command.get("status")
+    for field in iq.xml.iter(DATA + "field"):
+        answer["fields"][field.get("var")] = field.findtext(DATA + "value") or ""
+    error = iq.xml.find("{jabber:client}error")
+    if error is not None:
+        conditions = [child.tag for child in error if child.tag.startswith(STANZAS)]
+        conditions = [tag.removeprefix(STANZAS) for tag in conditions if tag != STANZAS + "text"]
+        answer["error"] = "/".join([error.get("type")] + conditions)
+    return answer
+
+
+async def ask(session, to, content):
+    iq = session.make_iq_set(ito=to)
+    iq.xml.append(content)
+    try:
+        return describe(await iq.send(timeout=TIMEOUT))
+    except IqError as refused:
+        return describe(refused.iq)
+
+
+async def login(name, jid, password, host, port, ca_file):
+    session = ClientXMPP(jid, password)
+    session.ca_certs = ca_file
+    session.add_event_handler("disconnected", lambda _: ended.set())
+    ended = session.ended = asyncio.Event()
+    started = session.wait_until("session_start", TIMEOUT)
+    # The address is not what the certificate is for.
+    session.connect((host, port))
+    session.default_domain = session.boundjid.domain
+    await started
+    session.send_presence()
+    sessions[name] = session
+    return {}
+
+
+async def logout(name):
+    session = sessions.pop(name)
+    session.disconnect()
+    await asyncio.wait_for(session.ended.wait(), TIMEOUT)
+    return {}
+
+
+async def command(name, to, node, fields):
+    content = ElementTree.Element(COMMANDS + "command", node=node, action="execute")
+    form(content, fields)
+    return await ask(sessions[name], to, content)
+
+
+async def enable(name, service, node, secret):
+    content = ElementTree.Element(PUSH + "enable", jid=service, node=node)
+    options = "http://jabber.org/protocol/pubsub#publish-options"
+    form(content, {"FORM_TYPE": options, "secret": secret})
+    return await ask(sessions[name], None, content)
+
+
+async def message(name, to, body):
+    sessions[name].send_message(mto=to, mbody=body, mtype="chat")
+    return {}
+
+
+async def main():
+    actions = {act.__name__: act for act in (login, logout, command, enable, message)}
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+    )
+    while line := await lines.readline():
+        request = json.loads(line)
+        try:
+            answer = await actions[request.pop("do")](**request)
+        except Exception as failure:
+            logging.exception("the request failed")
+            answer = {"failure": f"{type(failure).__name__}: {failure}"}
+        print(json.dumps(answer), flush=True)
+
+
+logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+asyncio.get_event_loop_policy().get_event_loop().run_until_complete(main())

@@ -1,0 +1,62 @@
+//! The DNS of a network: dnsmasq, which knows what the test tells it and denies all else.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use crate::net::Host;
+use crate::process::Process;
+
+/// The records to serve.
+#[derive(Default)]
+pub(crate) struct Zone(String);
+
+impl Zone {
+    /// A and AAAA records.
+    pub(crate) fn address(mut self, name: &str, host: &Host) -> Self {
+        let _infallible = writeln!(self.0, "host-record={name},{},{}", host.v4, host.v6);
+        self
+    }
+
+    /// The SRV record of a domain for servers (RFC 6120 §3.2.1).
+    pub(crate) fn server(mut self, domain: &str, target: &str, port: u16) -> Self {
+        let _infallible = writeln!(
+            self.0,
+            "srv-host=_xmpp-server._tcp.{domain},{target},{port},10,5"
+        );
+        self
+    }
+}
+
+/// A running DNS server.
+pub(crate) struct Dns {
+    process: Process,
+}
+
+impl Dns {
+    pub(crate) fn start(host: &Host, zone: &Zone, directory: &Path) -> Self {
+        let configuration = directory.join("dnsmasq.conf");
+        let text = format!(
+            "no-daemon\nlog-queries\n\
+             no-resolv\nno-hosts\nbind-interfaces\nlisten-address={},{}\naddress=/#/\n{}",
+            host.v4, host.v6, zone.0
+        );
+        fs::write(&configuration, text).expect("the directory of the test can be written");
+        let mut command = host.command("dnsmasq");
+        command.arg(format!("--conf-file={}", configuration.display()));
+        let mut process = Process::start("dnsmasq", command, &directory.join("dnsmasq.log"));
+        process.wait_for("starts", |log| {
+            log.contains("started, version").then_some(())
+        });
+        Self { process }
+    }
+
+    /// Whether a host has asked for a record, `A`, `AAAA` or `SRV`.
+    pub(crate) fn was_asked(&self, kind: &str, name: &str, by: &Host) -> bool {
+        let question = format!("query[{kind}] {name} from ");
+        self.process.log().lines().any(|line| {
+            line.split_once(&question)
+                .is_some_and(|(_, from)| from == by.v4.to_string() || from == by.v6.to_string())
+        })
+    }
+}

@@ -1,0 +1,232 @@
+//! Federation with a real server: Debian's Prosody with mod_cloud_notify, a real client library, and
+//! Campanile's own binary, each on a host of a network made for the test; APNs is the strict simulator.
+//!
+//! Needs root and Debian packages; it says which. With `--nocapture` it tells each step.
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod apple;
+mod campanile;
+mod client;
+mod directory;
+mod dns;
+mod net;
+mod packages;
+mod process;
+mod prosody;
+mod publish;
+mod wait;
+mod world;
+
+use std::time::Duration;
+
+use messages::{Clock, DeviceToken, UnixMillis};
+use simulators::apple::Verdict;
+
+use publish::Answer;
+use world::{BODY, Mode, World};
+
+/// Alice's device, and one that nobody has.
+const DEVICE: &str = "AA90C90E-4F8D-42DF-80DC-D63FDA1FE312";
+const NOBODYS_DEVICE: &str = "B07E6B1C-11D5-4C55-9D0F-6C8A7D0B4E21";
+
+fn alices_token() -> DeviceToken {
+    DeviceToken::parse(&"a11ce000".repeat(8)).expect("hexadecimal")
+}
+
+fn mallorys_token() -> DeviceToken {
+    DeviceToken::parse(&"bad0bad0".repeat(8)).expect("hexadecimal")
+}
+
+#[test]
+fn a_push_travels_between_servers_that_trust_certificates() {
+    a_push_travels("certificate", Mode::Certificate);
+}
+
+#[test]
+fn a_push_travels_between_servers_that_call_back() {
+    a_push_travels("dialback", Mode::Dialback);
+}
+
+/// Show: a message to a registered user who is offline becomes exactly one notification with nothing
+/// of the message in it, and her server is told so.
+fn a_push_travels(name: &'static str, mode: Mode) {
+    let mut world = World::start(name, mode, &["alice", "bob"]);
+    let token = alices_token();
+    let secret = world.sign_up("alice", DEVICE, &token);
+    world.step("alice registered (status \"complete\"), enabled push, and left");
+
+    world.users.login("bob", &world.server);
+    let before = Clock::system().now();
+    world.assert_wakes("alice", &token);
+    world.step("bob's message became one notification, and the server got its result");
+
+    let notifications = world.apple.notifications();
+    let [notification] = &notifications[..] else {
+        panic!("APNs got {} requests", notifications.len());
+    };
+    assert_eq!(notification.device_token.as_ref(), Some(&token));
+    assert_eq!(notification.topic.as_deref(), Some(apple::TOPIC));
+    assert_eq!(notification.push_type.as_deref(), Some("alert"));
+    assert_eq!(notification.priority, Some(10));
+    assert!(
+        notification
+            .expiration
+            .is_some_and(|until| until > before.0),
+        "kept for a while"
+    );
+    let payload = notification.payload.as_ref().expect("the payload is JSON");
+    assert_eq!(payload["aps"]["mutable-content"], 1);
+    let shown = format!("{payload} {:?}", notification.collapse_id).to_lowercase();
+    for private in [
+        BODY,
+        "lighthouse",
+        "bob",
+        "alice",
+        mode.domain(),
+        DEVICE,
+        &secret,
+    ] {
+        assert!(
+            !shown.contains(&private.to_lowercase()),
+            "{private} is in {shown}"
+        );
+    }
+    world.step(
+        "it is an alert of priority 10 for alice's device, with nothing of the message in it",
+    );
+
+    world.server.assert_federated(mode, campanile::DOMAIN);
+    world.assert_found_by_dns();
+    world.step(&format!(
+        "the servers found each other by DNS and authenticated by {name}"
+    ));
+
+    world.finish(1);
+    world.assert_log_tells_nothing(&[BODY, "alice", "bob", DEVICE, token.as_str(), &secret]);
+    world.step("Campanile's own log, at trace, has nothing of a person in it");
+}
+
+/// Show: who learns the id of a device can neither read, nor replace, nor end its registration, nor
+/// find out that there is one.
+#[test]
+fn a_stranger_with_the_device_id_gains_nothing() {
+    let mut world = World::start("hijack", Mode::Certificate, &["alice", "bob", "mallory"]);
+    let (token, other_token) = (alices_token(), mallorys_token());
+    let secret = world.sign_up("alice", DEVICE, &token);
+    world.users.login("bob", &world.server);
+    world.users.login("mallory", &world.server);
+    world.step("alice registered her device and left; mallory knows its id");
+
+    assert_mallory_cannot_unregister(&mut world);
+    world.assert_wakes("alice", &token);
+    world.step("mallory cannot end alice's registration, nor tell that there is one");
+
+    let hers = world.register("mallory", DEVICE, &other_token);
+    let nobodys = world.register("mallory", NOBODYS_DEVICE, &other_token);
+    for reply in [&hers, &nobodys] {
+        assert_eq!(reply.status.as_deref(), Some("complete"), "{reply:?}");
+        assert_ne!(reply.field("secret"), secret);
+        assert_eq!(reply.field("secret").len(), secret.len());
+    }
+    assert_ne!(hers.field("secret"), nobodys.field("secret"));
+    assert_eq!(
+        hers.without(&[DEVICE, hers.field("secret")]),
+        nobodys.without(&[NOBODYS_DEVICE, nobodys.field("secret")]),
+        "alice's device is registered like one that nobody has"
+    );
+    world.step(
+        "mallory's registration of alice's device is one of his own, with a secret of its own",
+    );
+
+    let enabled = world
+        .users
+        .enable("mallory", campanile::DOMAIN, DEVICE, hers.field("secret"));
+    assert_eq!(enabled.kind, "result", "{enabled:?}");
+    world.assert_wakes("alice", &token);
+    assert_eq!(world.apple.accepted(&other_token), 0);
+    world.step("a message to alice wakes alice's device and not mallory's");
+
+    let hers = world.unregister("mallory", DEVICE);
+    let nobodys = world.unregister("mallory", NOBODYS_DEVICE);
+    for reply in [&hers, &nobodys] {
+        assert_eq!(reply.status.as_deref(), Some("complete"), "{reply:?}");
+    }
+    assert_eq!(hers.without(&[DEVICE]), nobodys.without(&[NOBODYS_DEVICE]));
+    assert_mallory_cannot_unregister(&mut world);
+    world.assert_wakes("alice", &token);
+    world.step("mallory ended his own registration; alice's is untouched");
+
+    world.users.login("alice", &world.server);
+    let again = world.register("alice", DEVICE, &token);
+    assert_eq!(again.status.as_deref(), Some("complete"), "{again:?}");
+    assert_eq!(again.field("secret"), secret);
+    world.users.logout("alice");
+    world.assert_wakes("alice", &token);
+    world.step("alice registers again and has the same secret");
+
+    assert_eq!(world.apple.accepted(&other_token), 0);
+    world.finish(4);
+}
+
+/// Mallory asks to end a registration that he does not have: of alice's device and of nobody's.
+#[track_caller]
+fn assert_mallory_cannot_unregister(world: &mut World) {
+    let hers = world.unregister("mallory", DEVICE);
+    let nobodys = world.unregister("mallory", NOBODYS_DEVICE);
+    assert_eq!(
+        hers.error.as_deref(),
+        Some("cancel/item-not-found"),
+        "{hers:?}"
+    );
+    assert_eq!(hers.without(&[DEVICE]), nobodys.without(&[NOBODYS_DEVICE]));
+}
+
+/// Show: a device that APNs calls dead since before its registration was renewed lives on; one that
+/// died later is forgotten, and the server is told.
+#[test]
+fn a_registration_ends_with_its_device() {
+    let gone = Answer::Error("cancel/item-not-found".to_owned());
+    let mut world = World::start("dead", Mode::Certificate, &["alice", "bob"]);
+    let token = alices_token();
+    world.sign_up("alice", DEVICE, &token);
+    world.users.login("bob", &world.server);
+
+    let hour = Duration::from_secs(3600).as_millis() as u64;
+    let now = Clock::system().now_millis();
+    world
+        .apple
+        .answer(&token, Verdict::unregistered(now.minus_millis(hour)));
+    // Of a type that makes no server forget the device.
+    let later = Answer::Error("wait/internal-server-error".to_owned());
+    assert_eq!(world.publish("alice"), later);
+    world.apple.answer(&token, Verdict::Accept);
+    world.assert_wakes("alice", &token);
+    world.step("a 410 from before the registration ends nothing");
+
+    // A second later, because the time of a registration has no parts of it.
+    let since = UnixMillis(Clock::system().now_millis().0 + 1000);
+    world.apple.answer(&token, Verdict::unregistered(since));
+    assert_eq!(world.publish("alice"), gone);
+    world.step("a 410 from after it is answered with cancel/item-not-found");
+
+    wait::until("the registration ends", || {
+        let requests = world.apple.requests();
+        assert_eq!(world.publish("alice"), gone);
+        (world.apple.requests() == requests).then_some(())
+    });
+    world.apple.answer(&token, Verdict::Accept);
+    let requests = world.apple.requests();
+    assert_eq!(world.publish("alice"), gone);
+    assert_eq!(world.apple.requests(), requests);
+    world.step("later publishes are answered the same, without asking APNs");
+
+    world.sign_up("alice", DEVICE, &token);
+    world.assert_wakes("alice", &token);
+    world.step("alice registers again and is woken again");
+    world.finish(requests + 1);
+}

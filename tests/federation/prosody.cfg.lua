@@ -1,0 +1,25 @@
+-- Debian's configuration, except for what a network without the world needs. @NAMES@ are filled in.
+run_as_root = true
+pidfile = "@DIRECTORY@/prosody.pid"
+data_path = "@DIRECTORY@/data"
+certificates = "@DIRECTORY@/certificates"
+log = { debug = "@LOG@" }
+
+modules_enabled = {
+	"disco"; "roster"; "saslauth"; "tls"; "blocklist"; "bookmarks"; "carbons"; "dialback"; "limits";
+	"pep"; "private"; "smacks"; "vcard4"; "vcard_legacy"; "csi_simple"; "ping"; "time"; "uptime";
+	"version"; "posix"; "mam";
+	"cloud_notify"; -- what is tested: from prosody-modules
+	"stanza_debug"; -- shows in the log what is published and how it is answered
+}
+limits = { c2s = { rate = "10kb/s" }; s2sin = { rate = "30kb/s" } }
+authentication = "internal_plain"
+
+s2s_ports = { @S2S_PORT@ }
+s2s_secure_auth = @S2S_SECURE_AUTH@
+ssl = { cafile = "@CA_FILE@" }
+
+-- libunbound answers for .test by itself (RFC 6761) unless told to ask.
+unbound = { resolvconf = true; hoststxt = true; options = { ["local-zone:"] = "test. transparent" } }
+
+VirtualHost "@DOMAIN@"
