@@ -1,1 +1,23 @@
-//! Campanile as a library.
+//! Campanile: an XMPP push app server (XEP-0357) for Apple devices.
+//!
+//! The actors live in the crates under `actors/`; this crate loads the configuration, wires the actors,
+//! watches them, and stops them. `docs/architecture.md` is the map.
+
+pub mod check;
+pub mod dev;
+mod error;
+pub mod exit;
+pub mod guardian;
+pub mod lanes;
+pub mod serve;
+pub mod settings;
+pub mod shutdown;
+pub mod telemetry;
+pub mod wiring;
+
+/// The version of this program, as `jabber:iq:version` and `--version` tell it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub use error::RunError;
+pub use serve::{Report, run};
+pub use settings::Settings;

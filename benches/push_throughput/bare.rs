@@ -1,0 +1,150 @@
+//! The least a push can cost: a bare `h2` client that sends the same requests and does nothing else.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use campanile::dev::world::{TOPIC, World};
+use http::{HeaderValue, Request, StatusCode};
+use messages::Clock;
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::task::JoinSet;
+
+use crate::Figures;
+use crate::process::cpu_of;
+
+const PAYLOAD: &str =
+    r#"{"aps":{"alert":{"title":"New message"},"mutable-content":1,"sound":"default"}}"#;
+
+/// Runs the bare client as a process of its own against the world's APNs.
+pub async fn spawn(world: &World, pushes: u32, outstanding: u32) -> Figures {
+    let directory = world.directory();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--outstanding", &outstanding.to_string(), "--bare"])
+        .arg(world.apple.address.to_string())
+        .args([
+            directory.join("root.pem"),
+            directory.join("AuthKey_ABC123DEFG.p8"),
+        ])
+        .arg(pushes.to_string())
+        .output()
+        .await
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut figures = text
+        .split_whitespace()
+        .map(|figure| figure.parse::<f64>().unwrap());
+    let (rate, cpu) = (figures.next().unwrap(), figures.next().unwrap());
+    Figures {
+        rate,
+        cpu,
+        p50_micros: 0,
+        p99_micros: 0,
+    }
+}
+
+/// The bare client itself.
+pub async fn run(arguments: &[String], outstanding: u32) -> Figures {
+    let [address, root, key, pushes] = arguments else {
+        panic!("four arguments")
+    };
+    let pushes: u32 = pushes.parse().unwrap();
+    let authorization = HeaderValue::from_str(&bearer(key)).unwrap();
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(root).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let tcp = TcpStream::connect(address).await.unwrap();
+    tcp.set_nodelay(true).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = connector.connect(name, tcp).await.unwrap();
+    let (sender, connection) = h2::client::Builder::new()
+        .initial_max_send_streams(1)
+        .handshake::<_, Bytes>(stream)
+        .await
+        .unwrap();
+    actix_rt::spawn(async move {
+        let _ended = connection.await;
+    });
+
+    let payload = Bytes::from_static(PAYLOAD.as_bytes());
+    let expiration = Clock::system().now().0 + 86_400;
+    let request = move |n: u32| {
+        let token = format!("{:08x}", n % 1_000).repeat(8);
+        Request::post(format!("https://localhost/3/device/{token}"))
+            .header("authorization", authorization.clone())
+            .header("apns-topic", TOPIC)
+            .header("apns-push-type", "alert")
+            .header("apns-priority", "10")
+            .header("apns-expiration", expiration)
+            .header("apns-id", uuid::Uuid::new_v4().to_string())
+            .body(())
+            .unwrap()
+    };
+    let push = move |mut sender: h2::client::SendRequest<Bytes>, n: u32| {
+        let (request, payload) = (request.clone(), payload.clone());
+        async move {
+            let (answer, mut body) = sender.send_request(request(n), false).unwrap();
+            body.send_data(payload, true).unwrap();
+            let answer = answer.await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+    };
+    // The first request opens the connection's streams.
+    push(sender.clone().ready().await.unwrap(), 0).await;
+
+    let (began, cpu) = (Instant::now(), cpu_of("self"));
+    let mut in_flight = JoinSet::new();
+    for n in 0..pushes {
+        if in_flight.len() >= outstanding as usize {
+            in_flight.join_next().await.unwrap().unwrap();
+        }
+        in_flight.spawn_local(push(sender.clone().ready().await.unwrap(), n));
+    }
+    while let Some(done) = in_flight.join_next().await {
+        done.unwrap();
+    }
+    let (elapsed, cpu) = (began.elapsed(), cpu_of("self") - cpu);
+    Figures {
+        rate: f64::from(pushes) / elapsed.as_secs_f64(),
+        cpu: cpu.as_secs_f64() * 100_000.0 / f64::from(pushes),
+        p50_micros: 0,
+        p99_micros: 0,
+    }
+}
+
+fn bearer(key_file: &str) -> String {
+    let random = SystemRandom::new();
+    let key = PrivatePkcs8KeyDer::from_pem_file(key_file).unwrap();
+    let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+    let key = EcdsaKeyPair::from_pkcs8(algorithm, key.secret_pkcs8_der(), &random).unwrap();
+    let now = Clock::system().now().0;
+    let text = format!(
+        "{}.{}",
+        URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"ABC123DEFG"}"#),
+        URL_SAFE_NO_PAD.encode(format!(r#"{{"iss":"DEF123GHIJ","iat":{now}}}"#)),
+    );
+    let signature = key.sign(&random, text.as_bytes()).unwrap();
+    format!("bearer {text}.{}", URL_SAFE_NO_PAD.encode(signature))
+}

@@ -1,0 +1,213 @@
+//! A little world around the service: a strict APNs, an XMPP server with users, and the configuration
+//! that connects the service to both. `campanile dev`, the tests of the whole and the benchmarks live in
+//! it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use messages::Clock;
+use simulators::apple::{self, KnownKey};
+use simulators::server;
+use simulators::{Authority, Kind, SigningKey};
+use tempfile::TempDir;
+
+use crate::RunError;
+use crate::lanes::Lane;
+
+/// The domain of the service in its world.
+pub const SERVICE: &str = "push.localhost";
+/// The app whose devices are notified.
+pub const APP: &str = "demo";
+/// The app's bundle id.
+pub const TOPIC: &str = "org.example.demo";
+
+/// What the world is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// How APNs behaves.
+    pub apple: apple::Config,
+    /// How the user's server behaves.
+    pub chat: server::Config,
+    /// Where the service listens; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// Domains of peers beside the user's server, and where they listen.
+    pub hosts: Vec<(String, SocketAddr)>,
+    /// More configuration, as TOML with its own section headings.
+    pub more: String,
+}
+
+/// A running world. Its files and threads go with it.
+pub struct World {
+    directory: TempDir,
+    config_file: PathBuf,
+    authority: Authority,
+    /// The strict APNs.
+    pub apple: apple::Handles,
+    /// The user's server.
+    pub chat: server::Handles,
+    lanes: Vec<Lane>,
+}
+
+impl World {
+    /// Starts both simulators on threads of their own and writes the service's configuration.
+    ///
+    /// # Errors
+    /// [`RunError::Simulator`] or [`RunError::System`].
+    pub async fn start(plan: Plan) -> Result<Self, RunError> {
+        let clock = Clock::system();
+        let directory = tempfile::Builder::new()
+            .prefix("campanile-")
+            .tempdir()
+            .map_err(|source| RunError::System {
+                what: "cannot make a directory",
+                source,
+            })?;
+        let at = directory.path();
+        let authority = Authority::new(&clock)?;
+        let root = authority.write_root(at, "root")?;
+        authority
+            .issue(&[SERVICE], Kind::ServerAndClient)?
+            .write(at, SERVICE)?;
+        let signing_key = SigningKey::new("DEF123GHIJ", "ABC123DEFG")?;
+        let key_file = signing_key.write(at)?;
+
+        let lanes = vec![Lane::start(), Lane::start()];
+        let known = KnownKey {
+            id: signing_key.id().clone(),
+            public_key: signing_key.public_key().to_vec(),
+            topics: vec![TOPIC.to_owned()],
+        };
+        let apple_edges = apple::Edges {
+            identity: authority.issue(&["localhost"], Kind::ServerAndClient)?,
+            keys: vec![known],
+            clock: clock.clone(),
+        };
+        let apple_config = plan.apple.clone();
+        let apple = on(&lanes, 0, move || apple::start(&apple_config, apple_edges)).await??;
+        let chat_edges = server::Edges {
+            identity: authority.issue(&[&plan.chat.domain], Kind::ServerAndClient)?,
+            roots: authority.roots()?,
+            clock,
+        };
+        let chat_config = plan.chat.clone();
+        let chat = on(&lanes, 1, move || server::start(&chat_config, chat_edges)).await??;
+
+        let config_file = at.join("campanile.toml");
+        let text = configuration(&plan, at, &root, &key_file, apple.address, &chat);
+        fs::write(&config_file, text).map_err(|source| RunError::System {
+            what: "cannot write the configuration",
+            source,
+        })?;
+        Ok(Self {
+            directory,
+            config_file,
+            authority,
+            apple,
+            chat,
+            lanes,
+        })
+    }
+
+    /// The service's configuration file.
+    #[must_use]
+    pub fn config_file(&self) -> &Path {
+        &self.config_file
+    }
+
+    /// The directory with certificates, keys, and the service's state.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Who issued the certificates, and can issue more.
+    #[must_use]
+    pub const fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Tells the user's server where the service listens now.
+    pub async fn service_is_at(&self, address: SocketAddr) {
+        let _stopped = self.chat.service_at.send(server::ServiceAt(address)).await;
+    }
+
+    /// Ends the simulators' threads and removes the files.
+    pub async fn stop(self) {
+        for lane in self.lanes {
+            lane.stop().await;
+        }
+    }
+}
+
+async fn on<T: Send + 'static>(
+    lanes: &[Lane],
+    index: usize,
+    build: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RunError> {
+    let gone = || RunError::Simulator("a thread did not start".to_owned());
+    lanes
+        .get(index)
+        .ok_or_else(gone)?
+        .build(build)
+        .await
+        .ok_or_else(gone)
+}
+
+impl From<simulators::SimulatorError> for RunError {
+    fn from(error: simulators::SimulatorError) -> Self {
+        Self::Simulator(error.to_string())
+    }
+}
+
+fn configuration(
+    plan: &Plan,
+    at: &Path,
+    root: &Path,
+    key_file: &Path,
+    apple: SocketAddr,
+    chat: &server::Handles,
+) -> String {
+    let listen: Vec<String> = plan
+        .listen
+        .iter()
+        .map(|address| format!("\"{address}\""))
+        .collect();
+    let (at, root, key_file) = (at.display(), root.display(), key_file.display());
+    let mut text = format!(
+        r#"[xmpp]
+listen = [{listen}]
+ca_files = ["{root}"]
+dialback_secret_file = "{at}/dialback.secret"
+
+[[domains]]
+name = "{SERVICE}"
+certificate = "{at}/{SERVICE}.crt"
+key = "{at}/{SERVICE}.key"
+apps = ["{APP}"]
+
+[apps.{APP}]
+topic = "{TOPIC}"
+team_id = "DEF123GHIJ"
+key_id = "ABC123DEFG"
+key_file = "{key_file}"
+endpoint = "localhost:{port}"
+ca_file = "{root}"
+
+[registration]
+path = "{at}/store"
+key_file = "{at}/registration.key"
+"#,
+        listen = listen.join(", "),
+        port = apple.port(),
+    );
+    let chat = (chat.domain.to_string(), chat.address);
+    for (domain, address) in plan.hosts.iter().chain([&chat]) {
+        let host =
+            format!("\n[[xmpp.hosts]]\ndomain = \"{domain}\"\naddresses = [\"{address}\"]\n");
+        text.push_str(&host);
+    }
+    let _into_a_string = writeln!(text, "\n{}", plan.more);
+    text
+}

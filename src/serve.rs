@@ -1,0 +1,95 @@
+//! Runs the service.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+
+use messages::Clock;
+
+use crate::wiring::{Extras, Service};
+use crate::{RunError, Settings, exit, guardian, shutdown, telemetry, wiring};
+
+/// How a run of the service ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Pieces of work (iqs, pushes, replies) given up at the end.
+    pub abandoned: u64,
+}
+
+/// `campanile serve`.
+///
+/// # Errors
+/// [`RunError`] when it cannot start, or an actor died.
+pub fn command(config: &Path) -> Result<i32, RunError> {
+    let settings = Settings::load(config).map_err(RunError::Settings)?;
+    telemetry::install(&settings.log)
+        .map_err(|error| RunError::Unusable(vec![error.to_string()]))?;
+    let listeners =
+        xmpp::listener::bind(&settings.xmpp).map_err(|error| RunError::Bind(error.to_string()))?;
+    let report = actix_rt::System::new().block_on(run(
+        settings,
+        listeners,
+        Clock::system(),
+        Extras::default(),
+        async {
+            if let Err(error) = shutdown::requested().await {
+                tracing::error!(%error, "cannot listen for signals");
+            }
+        },
+    ))?;
+    Ok(if report.abandoned == 0 {
+        exit::OK
+    } else {
+        exit::ABANDONED
+    })
+}
+
+/// Runs the service on bound sockets until `stop` resolves, then drains it.
+///
+/// # Errors
+/// [`RunError`] when what the configuration points to cannot be used, or an actor died; in the second
+/// case the rest is drained first.
+pub async fn run(
+    settings: Settings,
+    listeners: Vec<TcpListener>,
+    clock: Clock,
+    extras: Extras,
+    stop: impl Future<Output = ()>,
+) -> Result<Report, RunError> {
+    let grace = Duration::from_secs(settings.shutdown.grace_seconds);
+    let guardian = settings.guardian.clone();
+    let addresses: Vec<_> = listeners
+        .iter()
+        .filter_map(|socket| socket.local_addr().ok())
+        .collect();
+    let Service {
+        lanes,
+        wards,
+        order,
+    } = wiring::start(&settings, listeners, &clock, extras)
+        .await
+        .map_err(RunError::Unusable)?;
+    for address in addresses {
+        tracing::info!(%address, "listening");
+    }
+    tracing::info!(version = crate::VERSION, lanes = lanes.len(), "serving");
+
+    let dead = tokio::select! {
+        () = stop => None,
+        dead = guardian::watch(guardian, wards) => Some(dead),
+    };
+    match &dead {
+        None => tracing::info!("draining"),
+        Some(dead) => tracing::error!(actor = dead.name, "actor is dead, draining"),
+    }
+
+    let abandoned = order.drain(grace).await;
+    for lane in lanes {
+        lane.stop().await;
+    }
+    tracing::info!(abandoned, "stopped");
+    match dead {
+        None => Ok(Report { abandoned }),
+        Some(dead) => Err(RunError::Dead(dead.name)),
+    }
+}

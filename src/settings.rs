@@ -1,0 +1,282 @@
+//! The configuration: embedded defaults, then a file, then the environment.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::{guardian, shutdown, telemetry};
+
+/// Every key with its default, unit and reason.
+pub const DEFAULTS: &str = include_str!("../conf/default.toml");
+
+/// Variables `CAMPANILE__SECTION__KEY` override the file; lists are written with commas.
+const ENVIRONMENT_PREFIX: &str = "CAMPANILE";
+
+/// The keys that are lists, so that the environment can set them.
+const LISTS: [&str; 2] = ["xmpp.listen", "xmpp.ca_files"];
+
+/// The whole configuration: one table per actor, the served domains, and the apps.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `[runtime]`.
+    pub runtime: Runtime,
+    /// `[log]`.
+    pub log: telemetry::Config,
+    /// `[shutdown]`.
+    pub shutdown: shutdown::Config,
+    /// `[guardian]`.
+    pub guardian: guardian::Config,
+    /// `[xmpp]`.
+    pub xmpp: xmpp::Config,
+    /// `[[domains]]`: the domains this service answers for.
+    pub domains: Vec<xmpp::DomainConfig>,
+    /// `[apns]`.
+    pub apns: apns::Config,
+    /// `[apps.NAME]`: the apps whose devices are notified.
+    pub apps: BTreeMap<String, apns::AppConfig>,
+    /// `[registration]`.
+    pub registration: registration::Config,
+    /// `[feedback]`.
+    pub feedback: feedback::Config,
+    /// `[retention]`.
+    pub retention: retention::Config,
+}
+
+/// `[runtime]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Runtime {
+    /// Most lanes (threads that carry pushes); fewer run where the machine has fewer cores.
+    pub lanes_max: usize,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { lanes_max: 8 }
+    }
+}
+
+/// What is wrong with the configuration, a line each.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("{file}: cannot be read: {source}")]
+    Unreadable {
+        /// The file as given.
+        file: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is no TOML.
+    #[error("{file}: line {line}: {message}")]
+    Syntax {
+        /// The file as given.
+        file: String,
+        /// Line, from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// A key is unknown, missing, or of the wrong kind.
+    #[error("{file}: {key}: {message}")]
+    Key {
+        /// The file as given, or `environment`.
+        file: String,
+        /// Path of the key.
+        key: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Two parts of the configuration do not fit each other.
+    #[error("{0}")]
+    Inconsistent(String),
+}
+
+impl Settings {
+    /// Loads defaults, `file`, and the environment.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file; if nothing is, the first thing wrong with the
+    /// environment.
+    pub fn load(file: &Path) -> Result<Self, Vec<SettingsError>> {
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(file).map_err(|source| {
+            vec![SettingsError::Unreadable {
+                file: name.clone(),
+                source,
+            }]
+        })?;
+        let settings = Self::merge(&name, &text, None)?;
+        let problems = settings.inconsistencies();
+        if problems.is_empty() {
+            Ok(settings)
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// What [`Settings::load`] does with the text of a file; `environment` stands in for the process's.
+    fn merge(
+        name: &str,
+        text: &str,
+        environment: Option<config::Map<String, String>>,
+    ) -> Result<Self, Vec<SettingsError>> {
+        let findings = inspect(name, text);
+        if !findings.is_empty() {
+            return Err(findings);
+        }
+        let variables = LISTS.iter().fold(
+            config::Environment::with_prefix(ENVIRONMENT_PREFIX)
+                .prefix_separator("__")
+                .separator("__")
+                .try_parsing(true)
+                .list_separator(",")
+                .source(environment),
+            |variables, key| variables.with_list_parse_key(key),
+        );
+        config::Config::builder()
+            .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml))
+            .add_source(config::File::from_str(text, config::FileFormat::Toml))
+            .add_source(variables)
+            .build()
+            .and_then(|merged| serde_path(merged))
+            .map_err(|error| {
+                vec![SettingsError::Key {
+                    file: format!("environment ({ENVIRONMENT_PREFIX}__SECTION__KEY)"),
+                    key: "value".to_owned(),
+                    message: one_line(&error.to_string()),
+                }]
+            })
+    }
+
+    /// What the parts say of each other that does not fit.
+    #[must_use]
+    pub fn inconsistencies(&self) -> Vec<SettingsError> {
+        let mut found = Vec::new();
+        let mut say = |text: String| found.push(SettingsError::Inconsistent(text));
+        if self.domains.is_empty() {
+            say(
+                "domains: none is served: add a [[domains]] table with name, certificate, key and \
+                 apps (see conf/example.toml)"
+                    .to_owned(),
+            );
+        }
+        if self.apps.is_empty() {
+            say(
+                "apps: there is none: add an [apps.NAME] table with topic, team_id, key_id and \
+                 key_file (see conf/example.toml)"
+                    .to_owned(),
+            );
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for domain in &self.domains {
+            if !seen.insert(domain.name.to_lowercase()) {
+                say(format!("domains: {} is listed twice", domain.name));
+            }
+            if domain.apps.is_empty() {
+                say(format!(
+                    "domains: {}: apps is empty: name at least one app",
+                    domain.name
+                ));
+            }
+            for app in domain
+                .apps
+                .iter()
+                .filter(|app| !self.apps.contains_key(*app))
+            {
+                say(format!(
+                    "domains: {}: there is no [apps.{app}]",
+                    domain.name
+                ));
+            }
+        }
+        found
+    }
+}
+
+fn serde_path(merged: config::Config) -> Result<Settings, config::ConfigError> {
+    merged.try_deserialize()
+}
+
+/// Finds everything that is wrong with the text of a file: after each finding the offending key is
+/// taken out and the rest is read again.
+fn inspect(file: &str, text: &str) -> Vec<SettingsError> {
+    let mut table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => {
+            let error: toml::de::Error = error;
+            let before = error
+                .span()
+                .and_then(|span| text.get(..span.start))
+                .unwrap_or_default();
+            return vec![SettingsError::Syntax {
+                file: file.to_owned(),
+                line: before.matches('\n').count() + 1,
+                message: one_line(error.message()),
+            }];
+        }
+    };
+    let mut findings = Vec::new();
+    loop {
+        let read: Result<Settings, _> = serde_path_to_error::deserialize(table.clone());
+        let Err(error) = read else { return findings };
+        let path: Vec<String> = error
+            .path()
+            .iter()
+            .map(|segment| match segment {
+                serde_path_to_error::Segment::Map { key } => key.clone(),
+                serde_path_to_error::Segment::Seq { index } => index.to_string(),
+                other => other.to_string(),
+            })
+            .collect();
+        findings.push(SettingsError::Key {
+            file: file.to_owned(),
+            key: path.join("."),
+            message: one_line(&error.inner().to_string()),
+        });
+        if !remove(&mut table, &path) {
+            return findings;
+        }
+    }
+}
+
+/// Takes the value at `path` out; false when there is none.
+fn remove(table: &mut toml::Table, path: &[String]) -> bool {
+    let Some((last, parents)) = path.split_last() else {
+        return false;
+    };
+    let mut place = None::<&mut toml::Value>;
+    for key in parents {
+        let next = match place {
+            None => table.get_mut(key),
+            Some(toml::Value::Table(inner)) => inner.get_mut(key),
+            Some(toml::Value::Array(items)) => key
+                .parse::<usize>()
+                .ok()
+                .and_then(|index| items.get_mut(index)),
+            Some(_) => None,
+        };
+        let Some(next) = next else { return false };
+        place = Some(next);
+    }
+    match place {
+        None => table.remove(last).is_some(),
+        Some(toml::Value::Table(inner)) => inner.remove(last).is_some(),
+        Some(toml::Value::Array(items)) => match last.parse::<usize>() {
+            Ok(index) if index < items.len() => {
+                items.remove(index);
+                true
+            }
+            _ => false,
+        },
+        Some(_) => false,
+    }
+}
+
+/// Errors of libraries come in several lines; a finding is one.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

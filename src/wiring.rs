@@ -1,0 +1,200 @@
+//! Builds the actors, last stage first, and connects them. The only file that names two actors; it has
+//! no logic.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use actix::Recipient;
+use messages::{Clock, DeliverBatch, Drain, Probe, PublishBatch};
+
+use crate::Settings;
+use crate::guardian::Ward;
+use crate::lanes::{self, Lane};
+use crate::shutdown::{Order, Stage};
+
+/// A running service.
+pub struct Service {
+    /// The threads that carry pushes.
+    pub lanes: Vec<Lane>,
+    /// Whom the guardian watches.
+    pub wards: Vec<Ward>,
+    /// How to stop.
+    pub order: Order,
+}
+
+/// Puts an actor of its own in front of a stage: takes the address of the stage, starts the actor on the
+/// current arbiter, and gives the address that the stage before shall use instead.
+pub type Interpose<M> = Arc<dyn Fn(Recipient<M>) -> Recipient<M> + Send + Sync>;
+
+/// Actors beyond the plain service, put between two stages on each lane.
+#[derive(Clone, Default)]
+pub struct Extras {
+    /// In front of the resolver.
+    pub before_resolver: Option<Interpose<PublishBatch>>,
+    /// In front of the APNs pool.
+    pub before_pool: Option<Interpose<DeliverBatch>>,
+}
+
+fn interpose<M>(extra: Option<&Interpose<M>>, stage: Recipient<M>) -> Recipient<M>
+where
+    M: actix::Message<Result = ()> + Send,
+{
+    match extra {
+        Some(extra) => extra(stage),
+        None => stage,
+    }
+}
+
+/// Starts everything on the current arbiter (control) and on new lanes.
+///
+/// # Errors
+/// A line for each thing that cannot be used.
+pub async fn start(
+    settings: &Settings,
+    listeners: Vec<TcpListener>,
+    clock: &Clock,
+    extras: Extras,
+) -> Result<Service, Vec<String>> {
+    let upstreams = apns::Upstreams::prepare(&settings.apns, &settings.apps, clock.clone())
+        .map_err(|errors| lines(&errors))?;
+    let ingress = xmpp::Ingress::prepare(&settings.xmpp, &settings.domains, crate::VERSION)
+        .map_err(|errors| lines(&errors))?;
+    let registrations = registration::Registrations::open(&settings.registration, clock.clone())
+        .map_err(|error| vec![error.to_string()])?;
+
+    let mut wards = Vec::new();
+    let mut ward = |name: String, probe: Recipient<Probe>| wards.push(Ward { name, probe });
+
+    // Control.
+    let registry =
+        registration::registry::start(&registrations).map_err(|error| vec![error.to_string()])?;
+    let feedback = feedback::start(
+        &settings.feedback,
+        feedback::Edges {
+            remove: registry.remove_tokens.clone(),
+        },
+    );
+    let retention = retention::start(
+        &settings.retention,
+        clock.clone(),
+        retention::Edges {
+            sweep: registry.sweep.clone(),
+        },
+    );
+    let provider_tokens = apns::provider_tokens::start(&upstreams);
+    ward("registry".to_owned(), registry.probe.clone());
+    ward("feedback".to_owned(), feedback.probe.clone());
+    ward("retention".to_owned(), retention.probe.clone());
+    ward("provider tokens".to_owned(), provider_tokens.probe.clone());
+
+    // Lanes: first the replies' way out on all of them, because any lane may reply through any other.
+    let lanes: Vec<Lane> = (0..lanes::count(lanes::cores(), settings.runtime.lanes_max))
+        .map(|_| Lane::start())
+        .collect();
+    let mut egresses = Vec::with_capacity(lanes.len());
+    for (index, lane) in lanes.iter().enumerate() {
+        let ingress = ingress.clone();
+        let egress = on(lane, move || xmpp::egress::start(&ingress)).await?;
+        ward(format!("egress of lane {index}"), egress.probe.clone());
+        egresses.push(egress);
+    }
+    let replies: Vec<_> = egresses
+        .iter()
+        .map(|egress| egress.replies.clone())
+        .collect();
+
+    let mut pools = Vec::with_capacity(lanes.len());
+    let mut gates = Vec::with_capacity(lanes.len());
+    for (index, lane) in lanes.iter().enumerate() {
+        let (upstreams, registrations, ingress) =
+            (upstreams.clone(), registrations.clone(), ingress.clone());
+        let pool_edges = apns::pool::Edges {
+            touch: registry.touch.clone(),
+            rejected: feedback.rejected.clone(),
+            subscribe: provider_tokens.subscribe.clone(),
+            refused: provider_tokens.refused.clone(),
+        };
+        let (register, unregister) = (registry.register.clone(), registry.unregister.clone());
+        let (replies, extras) = (replies.clone(), extras.clone());
+        let (pool, resolver, gate) = on(lane, move || {
+            let pool = apns::pool::start(&upstreams, pool_edges);
+            let deliver = interpose(extras.before_pool.as_ref(), pool.deliver.clone());
+            let resolver = registration::resolver::start(
+                &registrations,
+                registration::resolver::Edges { deliver },
+            );
+            let publish = interpose(extras.before_resolver.as_ref(), resolver.publish.clone());
+            let gate = xmpp::gate::start(
+                &ingress,
+                xmpp::gate::Edges {
+                    publish,
+                    register,
+                    unregister,
+                    egress: replies,
+                },
+            );
+            (pool, resolver, gate)
+        })
+        .await?;
+        ward(format!("pool of lane {index}"), pool.probe.clone());
+        ward(format!("resolver of lane {index}"), resolver.probe.clone());
+        ward(format!("gate of lane {index}"), gate.probe.clone());
+        pools.push(pool);
+        gates.push(gate);
+    }
+
+    let gate_drains = drains(gates.iter().map(|gate| &gate.drain));
+    let listener = xmpp::listener::start(&ingress, listeners, gates);
+    ward("listener".to_owned(), listener.probe.clone());
+
+    let order = Order {
+        stages: vec![
+            Stage {
+                name: "listener",
+                actors: vec![listener.drain],
+            },
+            Stage {
+                name: "sessions",
+                actors: gate_drains,
+            },
+            Stage {
+                name: "replies",
+                actors: drains(egresses.iter().map(|egress| &egress.drain)),
+            },
+            Stage {
+                name: "pools",
+                actors: drains(pools.iter().map(|pool| &pool.drain)),
+            },
+            Stage {
+                name: "feedback",
+                actors: vec![feedback.drain, retention.drain],
+            },
+            Stage {
+                name: "registry",
+                actors: vec![registry.drain],
+            },
+        ],
+    };
+    Ok(Service {
+        lanes,
+        wards,
+        order,
+    })
+}
+
+async fn on<T: Send + 'static>(
+    lane: &Lane,
+    build: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Vec<String>> {
+    lane.build(build)
+        .await
+        .ok_or_else(|| vec!["a lane's thread did not start".to_owned()])
+}
+
+fn drains<'a>(actors: impl Iterator<Item = &'a Recipient<Drain>>) -> Vec<Recipient<Drain>> {
+    actors.cloned().collect()
+}
+
+fn lines<E: std::fmt::Display>(errors: &[E]) -> Vec<String> {
+    errors.iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,84 @@
+//! Apple's word on dead tokens ends registrations, unless they were renewed since.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
+
+mod support;
+
+use campanile::dev::world::Plan;
+use messages::{Clock, UnixMillis};
+use simulators::apple::{Reason, Verdict};
+use simulators::server::Answer;
+use support::{Rig, error, item_not_found};
+
+const HOUR_MILLIS: u64 = 3_600_000;
+
+fn from_now(hours: i64) -> UnixMillis {
+    let now = Clock::system().now_millis().0;
+    UnixMillis(now.saturating_add_signed(hours * HOUR_MILLIS as i64))
+}
+
+#[actix_rt::test]
+async fn a_410_older_than_the_renewal_keeps_the_registration() {
+    let rig = Rig::start(Plan::default()).await;
+    let device = rig.register("ada", 1).await;
+    let control = &rig.world.apple.control;
+
+    control.set_verdict(&device.device_token, Verdict::unregistered(from_now(-1)));
+    assert_eq!(
+        rig.push(&device, true).await,
+        error("wait", "internal-server-error")
+    );
+    control.set_verdict(&device.device_token, Verdict::Accept);
+    assert_eq!(rig.push(&device, true).await, Answer::Result);
+    rig.finish().await;
+}
+
+#[actix_rt::test]
+async fn a_410_newer_than_the_renewal_ends_the_registration() {
+    let rig = Rig::start(Plan::default()).await;
+    let device = rig.register("ada", 1).await;
+    let control = &rig.world.apple.control;
+
+    control.set_verdict(&device.device_token, Verdict::unregistered(from_now(1)));
+    assert_eq!(rig.push(&device, true).await, item_not_found());
+    control.set_verdict(&device.device_token, Verdict::Accept);
+    let gone = async { while rig.push(&device, true).await != item_not_found() {} };
+    tokio::time::timeout(support::PATIENCE, gone).await.unwrap();
+    let asked = control.counters().requests;
+    assert_eq!(rig.push(&device, true).await, item_not_found());
+    assert_eq!(
+        control.counters().requests,
+        asked,
+        "a push to an ended registration left"
+    );
+
+    let again = rig.register("ada", 1).await;
+    assert_eq!(rig.push(&again, true).await, Answer::Result);
+    rig.finish().await;
+}
+
+#[actix_rt::test]
+async fn a_wrong_environment_wipes_nobody() {
+    let rig = Rig::start(Plan::default()).await;
+    let mut devices = Vec::new();
+    for n in 0..20 {
+        devices.push(rig.register("ada", n).await);
+    }
+    let control = &rig.world.apple.control;
+
+    control.set_default_verdict(Verdict::refuse(Reason::BadDeviceToken));
+    for device in &devices {
+        assert_eq!(
+            rig.push(device, true).await,
+            error("wait", "internal-server-error")
+        );
+    }
+    control.set_default_verdict(Verdict::Accept);
+    for device in &devices {
+        assert_eq!(rig.push(device, true).await, Answer::Result);
+    }
+    rig.finish().await;
+}
