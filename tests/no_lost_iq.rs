@@ -52,7 +52,7 @@ async fn ten_thousand_pushes_while_apns_says_goaway_and_drops_connections() {
         counters.duplicates,
     );
     assert_eq!(report.sent, 10_000);
-    assert!(report.is_clean(), "{report:?}");
+    assert!(report.is_clean(), "errors: {:?}", report.errors);
     assert_eq!(report.unanswered, 0);
     assert!(
         counters.go_aways >= 90 && counters.connections_dropped >= 9,

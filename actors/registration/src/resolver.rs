@@ -10,6 +10,7 @@ use messages::{
 };
 use subtle::ConstantTimeEq;
 
+use crate::Error;
 use crate::registrations::{Registrations, Shared};
 use crate::store::Record;
 
@@ -73,39 +74,35 @@ struct Counters {
 }
 
 impl Resolver {
-    fn resolve(&mut self, publish: &Publish) -> Result<Deliver, Rejection> {
+    fn resolve(&mut self, publish: &Publish) -> Result<Result<Deliver, Rejection>, Error> {
         let Self { shared, apps, .. } = self;
         // Without a secret the same work finds nothing: no registration has an empty one.
         let secret = publish.secret.as_ref().map_or("", |secret| secret.as_str());
         let service = publish.service.as_str();
         let node = publish.node.as_str();
         let key = shared.keys.registration(service, node, secret);
-        let mut verdict = Err(Rejection::UnknownNode);
-        let read = shared.store.read(key, &mut |record: &Record<'_>| {
+        let mut verdict = Ok(Err(Rejection::UnknownNode));
+        shared.store.read(key, &mut |record: &Record<'_>| {
             let derived = shared.keys.secret(&record.salt);
             let secret_fits = derived.as_str().as_bytes().ct_eq(secret.as_bytes());
             let may_publish = bool::from(secret_fits)
                 & (record.service == service)
                 & (record.domain == publish.domain.as_str());
             verdict = if !may_publish {
-                Err(Rejection::Forbidden)
+                Ok(Err(Rejection::Forbidden))
             } else if let Ok(device_token) = DeviceToken::parse(record.device_token) {
-                Ok(Deliver {
+                Ok(Ok(Deliver {
                     ticket: publish.ticket,
                     registration: key,
                     app: app(apps, record.app),
                     device_token,
                     renewed_at: record.renewed_at,
                     hint: publish.hint,
-                })
+                }))
             } else {
-                Err(Rejection::Internal)
+                Err(Error::Record)
             };
-        });
-        if let Err(error) = read {
-            tracing::error!("{error}");
-            return Err(Rejection::Internal);
-        }
+        })?;
         verdict
     }
 
@@ -155,14 +152,22 @@ impl Handler<PublishBatch> for Resolver {
         }
         let mut found = Vec::with_capacity(items.len());
         let mut refused = Vec::new();
+        let mut fault = None;
         for publish in &items {
-            match self.resolve(publish) {
+            let resolved = self.resolve(publish).unwrap_or_else(|error| {
+                fault = Some(error);
+                Err(Rejection::Internal)
+            });
+            match resolved {
                 Ok(deliver) => found.push(deliver),
                 Err(rejection) => {
                     self.count(rejection);
                     refused.push((publish.ticket, PushOutcome::Rejected(rejection)));
                 }
             }
+        }
+        if let Some(error) = fault {
+            tracing::error!("pushes could not be resolved: {error}");
         }
         if !found.is_empty() {
             self.counters.found += found.len() as u64;
