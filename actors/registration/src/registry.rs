@@ -126,10 +126,7 @@ impl Registry {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             match refused {
                 TrySendError::Full(_) => RegistryError::Busy,
-                TrySendError::Disconnected(_) => {
-                    tracing::error!("the writer of the registration store has ended");
-                    RegistryError::Store
-                }
+                TrySendError::Disconnected(_) => RegistryError::Store,
             }
         })
     }
@@ -142,16 +139,23 @@ impl Registry {
         match self.submit(job(reply)) {
             Ok(()) => Response::fut(async { answer.await.unwrap_or(Err(RegistryError::Store)) }),
             Err(refused) => {
-                self.busy += u64::from(refused == RegistryError::Busy);
+                match refused {
+                    RegistryError::Busy => self.busy += 1,
+                    RegistryError::Store => {
+                        tracing::error!("the writer of the registration store has ended");
+                    }
+                    _ => {}
+                }
                 Response::reply(Err(refused))
             }
         }
     }
 
     fn write_touches(&self) {
-        if lock(&self.shared.touches).len() > 0 {
-            // Refused while the queue is full or closed: the next period or the drain writes them.
-            let _ = self.submit(Job::WriteTouches);
+        let mut touches = lock(&self.shared.touches);
+        if touches.len() > 0 && !touches.asked {
+            // Refused while the queue is full or closed: the next batch, period or drain asks again.
+            touches.asked = self.submit(Job::WriteTouches).is_ok();
         }
     }
 }
@@ -282,7 +286,10 @@ mod tests {
     use std::sync::mpsc;
     use std::time::{Duration, Instant};
 
-    use messages::{AppId, BareJid, Clock, DeviceToken, Domain, NodeId, Registered, UnixMillis};
+    use messages::{
+        AppId, BareJid, Clock, DeviceToken, Domain, NodeId, Registered, RegistrationKey, Touch,
+        UnixMillis, UnixSeconds,
+    };
 
     use super::*;
     use crate::Config;
@@ -308,6 +315,7 @@ mod tests {
             });
             let config = Config {
                 queue_max,
+                touches_max: 4,
                 ..Config::default()
             };
             let clock = Clock::manual(UnixMillis(1_800_000_000_000));
@@ -405,6 +413,23 @@ mod tests {
         for queued in queued {
             queued.await.unwrap();
         }
+    }
+
+    #[actix::test]
+    async fn push_times_do_not_crowd_the_queue() {
+        let gate = Gate::start(4096);
+        let first = gate.occupy().await;
+        for n in 0..10 {
+            let items = vec![Touch {
+                registration: RegistrationKey([n; 16]),
+                at: UnixSeconds(1),
+                error: None,
+            }];
+            gate.handles.touch.try_send(TouchBatch { items }).unwrap();
+        }
+        assert_eq!(gate.counter("registry_requests_waiting").await, 2);
+        gate.results.send(Ok(())).unwrap();
+        first.await.unwrap();
     }
 
     #[actix::test]

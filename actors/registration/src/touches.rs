@@ -12,6 +12,9 @@ pub(crate) struct Touches {
     folded: HashMap<RegistrationKey, PushTimes>,
     max: usize,
     dropped: u64,
+    /// Whether the writer has been asked to take them. It is asked once, however many batches come
+    /// before it gets to it.
+    pub(crate) asked: bool,
 }
 
 impl Touches {
@@ -21,6 +24,7 @@ impl Touches {
             folded: HashMap::new(),
             max,
             dropped: 0,
+            asked: false,
         }
     }
 
@@ -58,6 +62,7 @@ impl Touches {
 
     /// Takes all there is, to write it.
     pub(crate) fn take(&mut self) -> HashMap<RegistrationKey, PushTimes> {
+        self.asked = false;
         std::mem::take(&mut self.folded)
     }
 }
