@@ -115,7 +115,7 @@ impl Element {
     fn of(events: &Events<'_, '_>) -> Self {
         let attributes = events.attributes().iter().map(|attribute| Attribute {
             namespace: match attribute.prefix {
-                "" => "".into(),
+                None => "".into(),
                 prefix => events.resolve(prefix).unwrap_or_default().into(),
             },
             name: attribute.name.into(),

@@ -70,13 +70,13 @@ fn name_fault(events: &Events<'_, '_>, namespaces: &Namespaces) -> Option<XmlErr
     if events.namespace() != ns::STREAMS {
         return Some(XmlError::InvalidNamespace);
     }
-    if events.prefix() != "stream" {
+    if events.prefix() != Some("stream") {
         return Some(XmlError::BadNamespacePrefix);
     }
     if events.name() != "stream" {
         return Some(XmlError::BadFormat);
     }
-    (namespaces.resolve("") != Some(ns::SERVER)).then_some(XmlError::InvalidNamespace)
+    (namespaces.find(None) != Some(ns::SERVER)).then_some(XmlError::InvalidNamespace)
 }
 
 /// Checks the inside of `<?xml …?>`.
@@ -85,11 +85,11 @@ fn check_declaration(declaration: &str) -> Result<(), XmlError> {
     for attribute in scan_attributes(declaration) {
         let attribute = attribute?;
         match (attribute.prefix, attribute.name) {
-            ("", "version") => version = Some(attribute.value),
-            ("", "encoding") if !attribute.value.eq_ignore_ascii_case("utf-8") => {
+            (None, "version") => version = Some(attribute.value),
+            (None, "encoding") if !attribute.value.eq_ignore_ascii_case("utf-8") => {
                 return Err(XmlError::NotUtf8);
             }
-            ("", "encoding" | "standalone") => {}
+            (None, "encoding" | "standalone") => {}
             _ => return Err(XmlError::NotWellFormed),
         }
     }
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(prosody.to.as_deref(), Some("push.test"));
         assert_eq!(prosody.id.as_deref(), Some(""));
         assert_eq!(prosody.version, Some((1, 0)));
-        assert_eq!(prosody.namespaces.resolve(""), Some(ns::SERVER));
+        assert_eq!(prosody.namespaces.find(None), Some(ns::SERVER));
         assert_eq!(prosody.namespaces.resolve("db"), Some(ns::DIALBACK));
         assert_eq!(prosody.namespaces.resolve("x"), None);
         assert_eq!(prosody.check(), Ok(()));

@@ -196,9 +196,9 @@ mod tests {
     use crate::xml::Element;
 
     /// What a reading comes to: node, secret, count, body; or why not.
-    type Outcome = Result<(String, Option<String>, Option<u32>, bool), &'static str>;
+    type Outcome<S> = Result<(S, Option<S>, Option<u32>, bool), &'static str>;
 
-    fn outcome(stanza: &str) -> Outcome {
+    fn outcome(stanza: &str) -> Outcome<String> {
         match read(stanza, &Namespaces::server()).unwrap() {
             Read::Publish(publish) => {
                 let head = publish.head;
@@ -222,10 +222,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(
-        stanza: &str,
-        expected: Result<(&str, Option<&str>, Option<u32>, bool), &'static str>,
-    ) {
+    fn check(stanza: &str, expected: Outcome<&str>) {
         let expected = expected.map(|(node, secret, count, body)| {
             (node.to_owned(), secret.map(str::to_owned), count, body)
         });
@@ -520,7 +517,7 @@ mod tests {
     }
 
     /// The same rules on a tree, one look-up at a time.
-    fn slow(iq: &Element) -> Outcome {
+    fn slow(iq: &Element) -> Outcome<String> {
         let value = |field: &Element| {
             let value = field.child("value", ns::FORMS);
             value

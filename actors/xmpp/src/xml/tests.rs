@@ -48,9 +48,9 @@ fn kind(stanza: &str, namespaces: &Namespaces) -> String {
             publish.head.from,
             publish.head.to,
             publish.node.as_str(),
-            publish
-                .secret
-                .map_or("none".into(), |secret| secret.as_str()[..8].to_owned()),
+            publish.secret.map_or("none".to_owned(), |secret| {
+                secret.as_str().chars().take(8).collect()
+            }),
             publish.hint.message_count,
             publish.hint.has_body,
         ),
@@ -169,7 +169,7 @@ fn write_tree(tree: &Tree, choices: &mut Choices<'_>) -> String {
         };
         out += &format!("{before}{key}{blank}={blank}{quote}{value}{quote}");
     }
-    if tree.children.is_empty() && choices.next() % 2 == 0 {
+    if tree.children.is_empty() && choices.next().is_multiple_of(2) {
         return out + "/>";
     }
     out += ">";
