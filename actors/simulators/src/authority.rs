@@ -267,3 +267,92 @@ fn write(directory: &Path, name: &str, text: &str, mode: u32) -> Result<PathBuf,
         .map_err(SimulatorError::Write)?;
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use messages::UnixMillis;
+    use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{ServerName, UnixTime};
+
+    use super::*;
+
+    const NOW: u64 = 1_767_225_600;
+
+    #[track_caller]
+    fn check(names: &[&str], kind: Kind, asked: &str, days_later: u64, expected: bool) {
+        let authority = Authority::new(&Clock::manual(UnixMillis(NOW * 1000))).unwrap();
+        let identity = authority.issue(names, kind).unwrap();
+        let roots = authority.roots().unwrap();
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, crate::tls::provider());
+        let verified = verifier.build().unwrap().verify_server_cert(
+            &identity.chain()[0],
+            &[],
+            &ServerName::try_from(asked).unwrap(),
+            &[],
+            UnixTime::since_unix_epoch(Duration::from_secs(NOW + days_later * 86_400)),
+        );
+        assert_eq!(verified.is_ok(), expected, "{kind:?} {asked}: {verified:?}");
+    }
+
+    #[test]
+    fn certificates_are_good_for_what_they_were_issued_for() {
+        let names = ["chat.localhost", "127.0.0.1"];
+        for kind in [Kind::ServerAndClient, Kind::ServerOnly] {
+            check(&names, kind, "chat.localhost", 0, true);
+            check(&names, kind, "127.0.0.1", 89, true);
+            check(&names, kind, "push.localhost", 0, false);
+            check(&names, kind, "chat.localhost", 91, false);
+        }
+        check(&names, Kind::Expired, "chat.localhost", 0, false);
+        check(&names, Kind::SelfSigned, "chat.localhost", 0, false);
+    }
+
+    #[test]
+    fn what_is_written_can_be_read_and_keys_by_their_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::new(&Clock::system()).unwrap();
+        let root = authority.write_root(directory.path(), "root").unwrap();
+        let root = CertificateDer::from_pem_file(root).unwrap();
+        assert_eq!(&root, authority.root_der());
+        let identity = authority.issue(&["a.test"], Kind::ServerAndClient).unwrap();
+        let (chain, key) = identity.write(directory.path(), "a.test").unwrap();
+        assert_eq!(
+            CertificateDer::from_pem_file(chain).unwrap(),
+            identity.chain()[0]
+        );
+        assert_eq!(PrivateKeyDer::from_pem_file(&key).unwrap(), identity.key());
+        let signing = SigningKey::new("TEAM000001", "KEY0000001").unwrap();
+        let p8 = signing.write(directory.path()).unwrap();
+        assert!(p8.ends_with("AuthKey_KEY0000001.p8"));
+        for secret in [&key, &p8] {
+            let mode = std::fs::metadata(secret).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        assert!(matches!(
+            identity.write(&directory.path().join("none"), "a.test"),
+            Err(SimulatorError::Write(_))
+        ));
+    }
+
+    #[test]
+    fn signing_keys_are_what_ring_takes() {
+        let signing = SigningKey::new("TEAM000001", "KEY0000001").unwrap();
+        let der = PrivatePkcs8KeyDer::from_pem_slice(signing.p8_pem().as_bytes()).unwrap();
+        let random = ring::rand::SystemRandom::new();
+        let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+        let key = EcdsaKeyPair::from_pkcs8(algorithm, der.secret_pkcs8_der(), &random).unwrap();
+        assert_eq!(key.public_key().as_ref(), signing.public_key());
+        assert_eq!(signing.public_key().len(), 65);
+    }
+
+    #[test]
+    fn keys_have_no_debug_text() {
+        let signing = SigningKey::new("TEAM000001", "KEY0000001").unwrap();
+        assert_eq!(format!("{signing:?}"), "SigningKey(..)");
+    }
+}

@@ -19,7 +19,7 @@ pub enum SimulatorError {
     #[error("cannot set up tls for a simulator")]
     Tls(#[from] rustls::Error),
     /// A file could not be written.
-    #[error("cannot write test certificates: give a directory that exists and is writable")]
+    #[error("cannot write test certificates: give a writable directory without older ones")]
     Write(#[source] io::Error),
     /// The listening socket could not be opened.
     #[error("cannot listen on {address}: choose a free port, or 0")]

@@ -230,6 +230,9 @@ pub struct SendRaw(pub String);
 pub struct Watch {
     /// Most stanzas that wait to be looked at.
     pub capacity: usize,
+    /// Whether requests are left to the watcher, to be answered by [`SendRaw`] or not at all. If not,
+    /// pings are answered and all else is refused.
+    pub takes_requests: bool,
 }
 
 /// The stream of stanzas that no request waits for.
@@ -480,7 +483,10 @@ impl Handler<Watch> for Server {
 
     fn handle(&mut self, watch: Watch, _: &mut Self::Context) -> Self::Result {
         let (sender, receiver) = mpsc::channel(watch.capacity.max(1));
-        *self.hub.watcher.borrow_mut() = Some(sender);
+        *self.hub.watcher.borrow_mut() = Some(hub::Watcher {
+            sender,
+            takes_requests: watch.takes_requests,
+        });
         Incoming(receiver)
     }
 }

@@ -101,9 +101,8 @@ pub(super) async fn serve(
         }
         let due = connection.due();
         let step = tokio::select! {
+            // Changes first: what is done after a change obeys it.
             biased;
-            step = poll_fn(|cx| connection.poll(cx, &current)) => step,
-            () = wait(due) => Step::Due,
             changed = faults.changed() => match changed {
                 Ok(()) => continue,
                 Err(_) => return,
@@ -112,6 +111,8 @@ pub(super) async fn serve(
                 Ok(()) => continue,
                 Err(_) => return,
             },
+            step = poll_fn(|cx| connection.poll(cx, &current)) => step,
+            () = wait(due) => Step::Due,
         };
         let go_on = match step {
             Step::Arrived(requests) => connection.arrive(requests, &current),
@@ -176,12 +177,13 @@ struct Received {
 
 impl Connection {
     fn poll(&mut self, cx: &mut Context<'_>, faults: &Faults) -> Poll<Step> {
-        self.announce(faults);
         let mut arrived = Vec::new();
         loop {
             match self.h2.poll_accept(cx) {
                 Poll::Ready(Some(Ok(request))) => arrived.push(request),
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Step::Closed),
+                // What is announced now still has to be written.
+                Poll::Pending if self.announce(faults) => {}
                 Poll::Pending => break,
             }
         }
@@ -212,19 +214,22 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Tells the client its stream limit when it has changed. h2 has one SETTINGS frame on the way at
-    /// a time; the acknowledgement of the last one wakes this task.
-    fn announce(&mut self, faults: &Faults) {
+    /// Tells the client its stream limit when it has changed; true when it has just done so. h2 has one
+    /// SETTINGS frame on the way at a time; the acknowledgement of the last one wakes this task.
+    fn announce(&mut self, faults: &Faults) -> bool {
         let wanted = if self.session.trusted.is_none() {
             STREAMS_UNTRUSTED
         } else {
             faults.streams_max.unwrap_or(self.session.judge.streams_max)
         };
-        if wanted != self.announced && self.h2.set_initial_window_size(STREAM_WINDOW).is_ok() {
+        let is_due =
+            wanted != self.announced && self.h2.set_initial_window_size(STREAM_WINDOW).is_ok();
+        if is_due {
             self.orders.borrow_mut().streams_max = wanted;
             self.announced_before = self.announced;
             self.announced = wanted;
         }
+        is_due
     }
 
     /// Takes new streams and lets the faults strike. False ends the connection without a word.

@@ -36,7 +36,7 @@ pub(super) struct Hub {
     pub(super) acceptor: TlsAcceptor,
     pub(super) dialback: DialbackSecret,
     pub(super) counters: RefCell<Counters>,
-    pub(super) watcher: RefCell<Option<mpsc::Sender<Stanza>>>,
+    pub(super) watcher: RefCell<Option<Watcher>>,
     /// The flood that is under way.
     pub(super) flood: RefCell<Option<Table>>,
     /// True when the server stops. Listener and streams each hold a receiver.
@@ -52,6 +52,12 @@ pub(super) struct Hub {
     /// Makes ids that no other run has used.
     run: u64,
     sequence: Cell<u64>,
+}
+
+/// Who looks at the stanzas that no request waits for.
+pub(super) struct Watcher {
+    pub(super) sender: mpsc::Sender<Stanza>,
+    pub(super) takes_requests: bool,
 }
 
 /// A request without an answer.
@@ -284,6 +290,14 @@ impl Hub {
 
     async fn asked(self: &Rc<Self>, stanza: &Element, xml: &[u8]) {
         self.show(stanza, xml);
+        if self
+            .watcher
+            .borrow()
+            .as_ref()
+            .is_some_and(|watcher| watcher.takes_requests)
+        {
+            return;
+        }
         let (Some(from), Some(to), Some(id)) = (
             stanza.attribute("from"),
             stanza.attribute("to"),
@@ -316,7 +330,7 @@ impl Hub {
 
     fn show(&self, stanza: &Element, xml: &[u8]) {
         let mut watcher = self.watcher.borrow_mut();
-        let Some(sender) = watcher.as_ref() else {
+        let Some(Watcher { sender, .. }) = watcher.as_ref() else {
             return;
         };
         let attribute = |name| stanza.attribute(name).map(ToOwned::to_owned);

@@ -42,10 +42,9 @@ async fn serve(hub: Rc<Hub>, socket: TcpStream) {
         Ok(Err(error)) => Err(error),
         Err(_) => Err(SimulatorError::TimedOut),
     };
-    match ended {
-        Err(SimulatorError::Protocol(explanation)) => hub.violation(explanation),
-        // Connections may break and peers may close streams as they like.
-        Err(_) | Ok(()) => {}
+    // Connections may break and peers may close streams as they like.
+    if let Err(SimulatorError::Protocol(explanation)) = ended {
+        hub.violation(explanation);
     }
 }
 
