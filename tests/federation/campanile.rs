@@ -34,7 +34,7 @@ impl Campanile {
             .write_root(&directory, "authority")
             .expect("it can be written");
         let (certificate, key) = authority
-            .issue(&[DOMAIN], Kind::ServerAndClient)
+            .issue(&[DOMAIN], Kind::ServerOnly)
             .and_then(|identity| identity.write(&directory, DOMAIN))
             .expect("it can be written");
         let text = format!(
@@ -46,6 +46,7 @@ filter = "{FILTER}"
 listen = ["[{v6}]:5269", "{v4}:5269"]
 system_roots = false
 ca_files = ["{root}"]
+dialback_secret_file = "{dialback_secret}"
 
 [[domains]]
 name = "{DOMAIN}"
@@ -76,6 +77,7 @@ key_file = "{store_key}"
             key_file = apple.key_file.display(),
             endpoint = apple::NAME,
             port = apple::PORT,
+            dialback_secret = directory.join("dialback.secret").display(),
             store = directory.join("store").display(),
             store_key = directory.join("registration.key").display(),
         );

@@ -1,6 +1,5 @@
 //! The DNS of a network: dnsmasq, which knows what the test tells it and denies all else.
 
-use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
@@ -12,18 +11,26 @@ use crate::process::Process;
 pub(crate) struct Zone(String);
 
 impl Zone {
-    /// A and AAAA records.
-    pub(crate) fn address(mut self, name: &str, host: &Host) -> Self {
-        let _infallible = writeln!(self.0, "host-record={name},{},{}", host.v4, host.v6);
-        self
+    /// An A record.
+    pub(crate) fn v4(self, name: &str, host: &Host) -> Self {
+        self.record(&format!("host-record={name},{}", host.v4))
+    }
+
+    /// An AAAA record.
+    pub(crate) fn v6(self, name: &str, host: &Host) -> Self {
+        self.record(&format!("host-record={name},{}", host.v6))
     }
 
     /// The SRV record of a domain for servers (RFC 6120 §3.2.1).
-    pub(crate) fn server(mut self, domain: &str, target: &str, port: u16) -> Self {
-        let _infallible = writeln!(
-            self.0,
+    pub(crate) fn server(self, domain: &str, target: &str, port: u16) -> Self {
+        self.record(&format!(
             "srv-host=_xmpp-server._tcp.{domain},{target},{port},10,5"
-        );
+        ))
+    }
+
+    fn record(mut self, line: &str) -> Self {
+        self.0.push_str(line);
+        self.0.push('\n');
         self
     }
 }

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -31,11 +31,8 @@ pub(crate) struct Net {
 impl Net {
     pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        // `ip netns add` sets up its directory when it is the first one.
-        static FIRST: Mutex<()> = Mutex::new(());
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}-{}-{number}", process::id());
-        let _one_at_a_time = FIRST.lock().expect("another network could not be made");
         if number == 0 {
             remove_leftovers();
         }
@@ -162,8 +159,11 @@ struct Namespace {
 }
 
 impl Namespace {
+    #[track_caller]
     fn new(name: String) -> Self {
-        let etc = etc(&name);
+        let namespace = Self { name };
+        let etc = etc(&namespace.name);
+        let _one_at_a_time = one_at_a_time();
         fs::create_dir_all(&etc).expect("/etc/netns can be written");
         fs::write(
             etc.join("resolv.conf"),
@@ -172,7 +172,6 @@ impl Namespace {
         .expect("/etc/netns can be written");
         fs::write(etc.join("hosts"), "127.0.0.1 localhost\n::1 localhost\n")
             .expect("/etc/netns can be written");
-        let namespace = Self { name };
         ip(&["netns", "add", &namespace.name]);
         namespace
     }
@@ -184,12 +183,19 @@ impl Drop for Namespace {
     }
 }
 
+/// The first namespace makes the directories that all share, and the last one takes them away.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static DIRECTORIES: Mutex<()> = Mutex::new(());
+    DIRECTORIES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn etc(namespace: &str) -> PathBuf {
     Path::new(ETC).join(namespace)
 }
 
 /// What cannot be removed is left: the next run tries again, and a failing test shall tell its own cause.
 fn remove(namespace: &str) {
+    let _one_at_a_time = one_at_a_time();
     let _left = Command::new("ip")
         .args(["netns", "delete", namespace])
         .output();

@@ -46,7 +46,7 @@ impl Prosody {
             .expect("the directory of the test can be written");
         }
         let kind = match mode {
-            Mode::Certificate => Kind::ServerAndClient,
+            Mode::Certificate => Kind::ServerOnly,
             Mode::Dialback => Kind::SelfSigned,
         };
         let identity = authority

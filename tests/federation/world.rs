@@ -26,13 +26,14 @@ const REGISTER: &str = "https://github.com/tmolitor-stud-tu/mod_push_appserver/#
 const UNREGISTER: &str =
     "https://github.com/tmolitor-stud-tu/mod_push_appserver/#v1-unregister-push";
 
-/// How a user's server and Campanile know each other.
+/// How a user's server and Campanile know each other, and find each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// By certificates that both trust, with SASL EXTERNAL. Found by SRV records alone.
+    /// By certificates that both trust, with SASL EXTERNAL. Neither is good for clients, as public
+    /// authorities issue them. Found by SRV records alone, over IPv4.
     Certificate,
     /// By XEP-0220 over TLS, because the server's certificate is self-signed and it trusts no other.
-    /// Found by address records alone.
+    /// Found by address records alone, over IPv6.
     Dialback,
 }
 
@@ -86,16 +87,16 @@ impl World {
         let apple_host = net.host("apns");
         let users_host = net.host("users");
         let domain = mode.domain();
-        let zone = Zone::default().address(apple::NAME, &apple_host);
+        let zone = Zone::default().v4(apple::NAME, &apple_host);
         let zone = match mode {
             Mode::Certificate => zone
                 .server(domain, "xmpp.prosody.test", mode.server_port())
-                .address("xmpp.prosody.test", &server_host)
+                .v4("xmpp.prosody.test", &server_host)
                 .server(campanile::DOMAIN, "xmpp.push.test", 5269)
-                .address("xmpp.push.test", &campanile_host),
+                .v4("xmpp.push.test", &campanile_host),
             Mode::Dialback => zone
-                .address(domain, &server_host)
-                .address(campanile::DOMAIN, &campanile_host),
+                .v6(domain, &server_host)
+                .v6(campanile::DOMAIN, &campanile_host),
         };
         let dns = Dns::start(&dns_host, &zone, directory.path());
         let apple = Apple::start(&apple_host, &authority, directory.path());
