@@ -21,6 +21,9 @@ use crate::upstream::Upstream;
 /// Answers are tiny, but an error storm has many: no window may ever stall a connection.
 const WINDOW_BYTES: u32 = 1 << 20;
 
+/// Most bytes of headers that an answer may have: Apple's have some three hundred.
+const HEADERS_BYTES_MAX: u32 = 16 * 1024;
+
 /// A usable connection.
 pub(crate) struct Wire {
     pub(crate) sender: SendRequest<Bytes>,
@@ -71,6 +74,7 @@ async fn establish(upstream: &Upstream, address: SocketAddr) -> Result<Wire, Err
         .enable_push(false)
         .initial_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
+        .max_header_list_size(HEADERS_BYTES_MAX)
         // Until the peer says otherwise; h2 would take 100 for granted.
         .initial_max_send_streams(1)
         .handshake(tls)

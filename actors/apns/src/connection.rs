@@ -122,6 +122,7 @@ impl Driver {
         link.waker.set(Some(cx.waker().clone()));
         let now = Instant::now();
         loop {
+            self.poll_time(cx, now);
             self.poll_connection(cx);
             while let Poll::Ready(Some((place, answer))) = self.exchanges.poll_next_unpin(cx) {
                 self.land(place, answer, now);
@@ -129,7 +130,6 @@ impl Driver {
             if self.connection.is_none() {
                 self.abandon(|route, push| route.lost(push, Loss::Broken, now));
             }
-            self.poll_time(cx, now);
             if !self.fill(cx, now) {
                 break;
             }
@@ -238,7 +238,11 @@ impl Driver {
                     refused = Some(error);
                     break;
                 }
-                Poll::Pending => break,
+                Poll::Pending => {
+                    // The socket takes no more. Whoever looks for a free stream shall not look here.
+                    link.limit.set(self.exchanges.len());
+                    break;
+                }
             }
             let Some(push) = route.next(now) else {
                 break;

@@ -249,3 +249,165 @@ impl Drop for Claim {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use testkit::Collector;
+
+    use super::*;
+
+    const UNAVAILABLE: PushOutcome = PushOutcome::Rejected(Rejection::Unavailable);
+    const INTERNAL: PushOutcome = PushOutcome::Rejected(Rejection::Internal);
+
+    struct Desk {
+        ledger: Rc<Ledger>,
+        outcomes: Collector<messages::OutcomeBatch>,
+        now: Instant,
+    }
+
+    impl Desk {
+        fn start() -> Self {
+            let touch = Collector::start().recipient();
+            let rejected = Collector::start().recipient();
+            Self {
+                ledger: Rc::new(Ledger::new(touch, rejected)),
+                outcomes: Collector::start(),
+                now: Instant::now(),
+            }
+        }
+
+        fn claims(&self, slots: std::ops::Range<u32>, due_seconds: u64) -> Vec<Claim> {
+            let origin = Origin::new(self.outcomes.recipient());
+            let tickets: Vec<Ticket> = slots
+                .map(|slot| Ticket {
+                    slot,
+                    generation: 1,
+                })
+                .collect();
+            self.ledger
+                .claims(origin, self.at(due_seconds), tickets.into_iter())
+        }
+
+        fn at(&self, seconds: u64) -> Instant {
+            self.now + Duration::from_secs(seconds)
+        }
+
+        /// What one flush tells.
+        async fn told(&mut self) -> Vec<(u32, PushOutcome)> {
+            self.ledger.flush();
+            let batch = self.outcomes.take().await;
+            batch
+                .items
+                .into_iter()
+                .map(|(ticket, outcome)| (ticket.slot, outcome))
+                .collect()
+        }
+    }
+
+    #[actix::test]
+    async fn the_outcomes_of_a_wake_leave_as_one_batch_per_origin() {
+        let mut desk = Desk::start();
+        let first = desk.claims(0..2, 20);
+        let second = desk.claims(2..3, 20);
+        first[0].settle(PushOutcome::Accepted);
+        second[0].settle(UNAVAILABLE);
+        first[0].settle(UNAVAILABLE);
+        assert_eq!(
+            desk.told().await,
+            [(0, PushOutcome::Accepted), (2, UNAVAILABLE)]
+        );
+        // Whoever loses a push answers it.
+        drop((first, second));
+        assert_eq!(desk.ledger.open(), 0);
+        assert_eq!(desk.told().await, [(1, INTERNAL)]);
+        assert!(desk.ledger.owing.borrow().is_empty());
+    }
+
+    #[actix::test]
+    async fn what_is_due_is_deferred_once() {
+        let mut desk = Desk::start();
+        let late = desk.claims(0..1, 30);
+        let soon = desk.claims(1..3, 10);
+        soon[0].settle(PushOutcome::Accepted);
+        desk.ledger.defer_due(desk.at(10));
+        assert_eq!(
+            desk.told().await,
+            [(1, PushOutcome::Accepted), (2, PushOutcome::Deferred)]
+        );
+        soon[1].settle(PushOutcome::Accepted);
+        assert_eq!(desk.ledger.open(), 3, "deferred is not finished");
+        drop(soon);
+        desk.ledger.settle_all(UNAVAILABLE);
+        assert_eq!(desk.told().await, [(0, UNAVAILABLE)]);
+        drop(late);
+        desk.ledger.flush();
+        assert!(desk.outcomes.drain().is_empty());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Settle(usize),
+        Drop(usize),
+        Time(u64),
+        Flush,
+    }
+
+    proptest! {
+        #[test]
+        fn each_ticket_is_told_exactly_one_outcome(
+            sizes in prop::collection::vec(0u32..5, 1..6),
+            acts in prop::collection::vec(
+                prop_oneof![
+                    (0usize..25).prop_map(Act::Settle),
+                    (0usize..25).prop_map(Act::Drop),
+                    (0u64..40).prop_map(Act::Time),
+                    Just(Act::Flush),
+                ],
+                0..60,
+            ),
+        ) {
+            let told = actix::System::new().block_on(async {
+                let mut desk = Desk::start();
+                let mut claims = Vec::new();
+                let mut next = 0;
+                for (index, size) in sizes.iter().enumerate() {
+                    let due = 10 * index as u64;
+                    claims.extend(desk.claims(next..next + size, due).into_iter().map(Some));
+                    next += size;
+                }
+                for act in acts {
+                    match act {
+                        Act::Settle(at) => {
+                            if let Some(Some(claim)) = claims.get(at) {
+                                claim.settle(PushOutcome::Accepted);
+                            }
+                        }
+                        Act::Drop(at) => {
+                            if let Some(claim) = claims.get_mut(at) {
+                                *claim = None;
+                            }
+                        }
+                        Act::Time(seconds) => desk.ledger.defer_due(desk.at(seconds)),
+                        Act::Flush => desk.ledger.flush(),
+                    }
+                }
+                drop(claims);
+                desk.ledger.flush();
+                assert_eq!(desk.ledger.open(), 0);
+                assert!(desk.ledger.owing.borrow().is_empty());
+                let mut told: Vec<u32> = Vec::new();
+                while told.len() < next as usize {
+                    let batch = desk.outcomes.take().await;
+                    told.extend(batch.items.iter().map(|(ticket, _)| ticket.slot));
+                }
+                assert!(desk.outcomes.drain().is_empty());
+                told.sort_unstable();
+                (told, next)
+            });
+            prop_assert_eq!(told.0, (0..told.1).collect::<Vec<_>>());
+        }
+    }
+}

@@ -154,6 +154,7 @@ impl Handler<DeliverBatch> for Pool {
             batch.items.iter().map(|item| item.ticket),
         );
         for (item, claim) in batch.items.into_iter().zip(claims) {
+            let serial = ledger.counters.received.get();
             count(&ledger.counters.received);
             if self.draining {
                 claim.settle(PushOutcome::Rejected(Rejection::Unavailable));
@@ -174,6 +175,7 @@ impl Handler<DeliverBatch> for Pool {
                 continue;
             };
             route.enqueue(Push {
+                serial,
                 claim,
                 registration: item.registration,
                 device_token: item.device_token,
@@ -246,9 +248,9 @@ impl Handler<Probe> for Pool {
         Health {
             counters: vec![
                 ("apns_pushes_received_total", counters.received.get()),
-                ("apns_pushes_accepted_total", counters.accepted.get()),
-                ("apns_pushes_rejected_total", counters.rejected.get()),
-                ("apns_pushes_deferred_total", counters.deferred.get()),
+                ("apns_outcomes_accepted_total", counters.accepted.get()),
+                ("apns_outcomes_rejected_total", counters.rejected.get()),
+                ("apns_outcomes_deferred_total", counters.deferred.get()),
                 ("apns_pushes_overloaded_total", counters.overloaded.get()),
                 ("apns_pushes_expired_total", counters.expired.get()),
                 ("apns_pushes_repeated_total", counters.repeated.get()),

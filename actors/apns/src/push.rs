@@ -12,6 +12,8 @@ use crate::upstream::App;
 
 /// A push and what was tried with it. Dropping it answers its iq, see [`Claim`].
 pub(crate) struct Push {
+    /// Its place in the order of arrival on this lane.
+    pub(crate) serial: u64,
     /// The outcome it owes.
     pub(crate) claim: Claim,
     /// The registration it is for.

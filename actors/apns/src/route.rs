@@ -50,15 +50,15 @@ pub(crate) struct Route {
 /// Pushes that are not on the wire.
 #[derive(Default)]
 struct Waiting {
-    /// Sent before; they go first, because they are older.
-    repeats: VecDeque<Push>,
+    /// Sent before, by age: they go before what was never sent, and the oldest first, so that a peer that
+    /// keeps leaving loses none of them time and again.
+    repeats: BTreeMap<u64, Push>,
     /// Never sent, in order of arrival.
     queue: VecDeque<Push>,
     /// Until their pause is over.
     paused: BTreeMap<(Instant, u64), Push>,
     /// Until there is a newer provider token.
-    parked: VecDeque<Push>,
-    serial: u64,
+    parked: Vec<Push>,
 }
 
 /// The provider token in use.
@@ -90,6 +90,10 @@ pub(crate) enum Phase {
 }
 
 impl Waiting {
+    fn repeat(&mut self, push: Push) {
+        self.repeats.insert(push.serial, push);
+    }
+
     fn len(&self) -> usize {
         self.repeats.len() + self.queue.len() + self.paused.len() + self.parked.len()
     }
@@ -134,8 +138,8 @@ impl Route {
     pub(crate) fn next(&self, now: Instant) -> Option<Push> {
         let mut waiting = self.waiting.borrow_mut();
         loop {
-            let push = match waiting.repeats.pop_front() {
-                Some(push) => push,
+            let push = match waiting.repeats.pop_first() {
+                Some((_, push)) => push,
                 None => waiting.queue.pop_front()?,
             };
             if now >= push.fresh_until {
@@ -175,8 +179,9 @@ impl Route {
             });
             self.token_held_until.set(None);
             let mut waiting = self.waiting.borrow_mut();
-            let parked = std::mem::take(&mut waiting.parked);
-            waiting.repeats.extend(parked);
+            for push in std::mem::take(&mut waiting.parked) {
+                waiting.repeat(push);
+            }
         }
         self.dispatch(now);
     }
@@ -191,10 +196,10 @@ impl Route {
             .is_some_and(|token| token.issued_at > issued_at);
         let mut waiting = self.waiting.borrow_mut();
         if replaced {
-            waiting.repeats.push_back(push);
+            waiting.repeat(push);
             return;
         }
-        waiting.parked.push_back(push);
+        waiting.parked.push(push);
         if self.token(now).is_none() {
             return;
         }
@@ -220,7 +225,7 @@ impl Route {
         }
         push.tries.unprocessed += 1;
         count(&self.lane.ledger.counters.repeated);
-        self.waiting.borrow_mut().repeats.push_back(push);
+        self.waiting.borrow_mut().repeat(push);
     }
 
     /// A request ended without an answer.
@@ -239,7 +244,7 @@ impl Route {
         } else {
             push.tries.resent = true;
             count(&counters.resent);
-            self.waiting.borrow_mut().repeats.push_back(push);
+            self.waiting.borrow_mut().repeat(push);
         }
     }
 
@@ -253,10 +258,8 @@ impl Route {
             self.give_up(&push);
             return;
         }
-        let mut waiting = self.waiting.borrow_mut();
-        waiting.serial += 1;
-        let key = (due, waiting.serial);
-        waiting.paused.insert(key, push);
+        let key = (due, push.serial);
+        self.waiting.borrow_mut().paused.insert(key, push);
     }
 
     /// Ends pauses that are over, and pushes that are not fresh any more.
@@ -267,7 +270,7 @@ impl Route {
                 && first.key().0 <= now
             {
                 let push = first.remove();
-                waiting.repeats.push_back(push);
+                waiting.repeat(push);
             }
         }
         if now >= self.expiry_due.get() {
@@ -286,7 +289,7 @@ impl Route {
             fresh
         };
         let mut waiting = self.waiting.borrow_mut();
-        waiting.repeats.retain(keep);
+        waiting.repeats.retain(|_, push| keep(push));
         waiting.queue.retain(keep);
         waiting.parked.retain(keep);
         waiting.paused.retain(|_, push| keep(push));

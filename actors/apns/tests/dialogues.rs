@@ -1,0 +1,497 @@
+//! Dialogues between a pool and scripted peers: connections, limits, losses.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
+
+mod world;
+
+use std::time::Duration;
+
+use apns::{AppConfig, Config};
+use messages::{PushOutcome, Rejection, UnixSeconds};
+
+use world::frames::{PROTOCOL_ERROR, REFUSED_STREAM};
+use world::{Peer, ServerConnection, World, answer, config, header, keep_open, next};
+
+const UNAVAILABLE: PushOutcome = PushOutcome::Rejected(Rejection::Unavailable);
+
+#[actix::test]
+async fn one_request_first_and_then_as_many_as_settings_allow() {
+    let peer = Peer::start().await;
+    let config = Config {
+        connections_per_pool_max: 1,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(12);
+    let mut apns = peer.accept_frames(1).await;
+    let first = apns.request().await;
+    apns.expect_silence().await;
+
+    apns.answer(first, 200).await;
+    let second = apns.request().await;
+    apns.expect_silence().await;
+
+    apns.settings(4).await;
+    let mut open = vec![second];
+    open.extend(apns.requests(3).await);
+    apns.expect_silence().await;
+
+    // The limit falls below what is open: nothing new until there is room again.
+    apns.settings(2).await;
+    apns.answer(open.remove(0), 200).await;
+    apns.expect_silence().await;
+    apns.answer(open.remove(0), 200).await;
+    apns.expect_silence().await;
+    apns.answer(open.remove(0), 200).await;
+    open.push(apns.request().await);
+    apns.expect_silence().await;
+
+    apns.settings(100).await;
+    open.extend(apns.requests(6).await);
+    for stream in open {
+        apns.answer(stream, 200).await;
+    }
+    world.all_accepted(12).await;
+    assert_eq!(world.counter("apns_connections_opened_total").await, 1);
+    assert_eq!(world.counter("apns_pushes_repeated_total").await, 0);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_generous_peer_still_gets_one_request_first() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(3);
+    let mut apns = peer.accept_frames(1_000).await;
+    let first = apns.request().await;
+    apns.expect_silence().await;
+    apns.answer(first, 200).await;
+    for stream in apns.requests(2).await {
+        apns.answer(stream, 200).await;
+    }
+    world.all_accepted(3).await;
+    world.end().await;
+}
+
+#[actix::test]
+async fn the_configured_limit_holds_below_the_peers() {
+    let peer = Peer::start().await;
+    let config = Config {
+        connections_per_pool_max: 1,
+        streams_per_connection_max: 2,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(4);
+    let mut apns = peer.accept_frames(1_000).await;
+    let first = apns.request().await;
+    apns.answer(first, 200).await;
+    let open = apns.requests(2).await;
+    apns.expect_silence().await;
+    apns.answer(open[0], 200).await;
+    let last = apns.request().await;
+    apns.answer(open[1], 200).await;
+    apns.answer(last, 200).await;
+    world.all_accepted(4).await;
+    world.end().await;
+}
+
+#[actix::test]
+async fn connections_are_added_when_streams_are_used_up() {
+    let peer = Peer::start().await;
+    let config = Config {
+        connections_per_pool_max: 2,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(4);
+    let mut one = peer.accept_frames(1).await;
+    let first = one.request().await;
+    one.answer(first, 200).await;
+    let held = one.request().await;
+    let mut two = peer.accept_frames(1).await;
+    // The second connection takes the rest while the first one is busy, and there is no third.
+    for _ in 0..2 {
+        let stream = two.request().await;
+        two.answer(stream, 200).await;
+    }
+    world.all_accepted(3).await;
+    one.answer(held, 200).await;
+    world.all_accepted(1).await;
+    assert_eq!(world.counter("apns_connections_opened_total").await, 2);
+    world.end().await;
+}
+
+#[actix::test]
+async fn after_goaway_the_unprocessed_move_and_the_others_finish() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(6);
+    let mut old = peer.accept_frames(100).await;
+    let first = old.request().await;
+    old.answer(first, 200).await;
+    let open = old.requests(5).await;
+    assert_eq!(open, [3, 5, 7, 9, 11]);
+    old.go_away(5, 0).await;
+
+    // The successor opens while the old connection drains.
+    let mut new = peer.accept_frames(100).await;
+    let moved = new.request().await;
+    new.answer(moved, 200).await;
+    for stream in new.requests(2).await {
+        new.answer(stream, 200).await;
+    }
+    world.all_accepted(4).await;
+    old.answer(3, 200).await;
+    old.answer(5, 200).await;
+    world.all_accepted(2).await;
+    old.closed().await;
+    assert_eq!(world.counter("apns_pushes_repeated_total").await, 3);
+    assert_eq!(world.counter("apns_pushes_resent_total").await, 0);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_goaway_that_the_peers_fault_caused_is_not_mistaken_for_its_own() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(2);
+    let mut old = peer.accept_frames(100).await;
+    let first = old.request().await;
+    old.answer(first, 200).await;
+    let second = old.request().await;
+    // HEADERS on a stream that was never opened: our side ends the connection, and whether the second
+    // request was processed is not known.
+    old.answer(second + 100, 200).await;
+    assert!(old.closed().await, "our side says GOAWAY");
+    let mut new = peer.accept_frames(100).await;
+    let again = new.request().await;
+    new.answer(again, 200).await;
+    world.all_accepted(2).await;
+    assert_eq!(world.counter("apns_pushes_resent_total").await, 1);
+    assert_eq!(world.counter("apns_pushes_repeated_total").await, 0);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_refused_stream_goes_again_at_once() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut apns = peer.accept_frames(100).await;
+    for _ in 0..3 {
+        let stream = apns.request().await;
+        apns.reset(stream, REFUSED_STREAM).await;
+    }
+    let stream = apns.request().await;
+    apns.answer(stream, 200).await;
+    world.all_accepted(1).await;
+    assert_eq!(world.counter("apns_pushes_repeated_total").await, 3);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_peer_that_refuses_everything_is_not_asked_forever() {
+    let peer = Peer::start().await;
+    let config = Config {
+        repeats_max: 3,
+        fresh_seconds: 2,
+        backoff_min_ms: 400,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(1);
+    let mut apns = peer.accept_frames(100).await;
+    let serve = actix_rt::spawn(async move {
+        let mut refused = 0;
+        loop {
+            let stream = apns.request().await;
+            refused += 1;
+            apns.reset(stream, REFUSED_STREAM).await;
+            // Four at once, then a few with doubling pauses of at least 200 ms.
+            assert!(refused <= 8, "asked {refused} times");
+        }
+    });
+    assert_eq!(world.outcome().await, UNAVAILABLE);
+    assert!(!serve.is_finished());
+    serve.abort();
+    world.end().await;
+}
+
+#[actix::test]
+async fn any_other_reset_goes_again_once() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut apns = peer.accept_frames(100).await;
+    for _ in 0..2 {
+        let stream = apns.request().await;
+        apns.reset(stream, PROTOCOL_ERROR).await;
+    }
+    assert_eq!(world.outcome().await, UNAVAILABLE);
+    apns.expect_silence().await;
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_push_on_a_cut_connection_goes_again_once_with_its_id() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut first = peer.accept_h2().await;
+    let asked = next(&mut first).await;
+    let id = header(&asked, "apns-id").to_owned();
+    let path = asked.0.uri().path().to_owned();
+    drop((asked, first));
+
+    let mut second = peer.accept_h2().await;
+    let asked = next(&mut second).await;
+    assert_eq!(header(&asked, "apns-id"), id);
+    assert_eq!(asked.0.uri().path(), path);
+    answer(asked, 200, &[]);
+    let mut second = Some(second);
+    serve_until(&mut world, &mut second, 1).await;
+    assert_eq!(world.counter("apns_pushes_resent_total").await, 1);
+
+    // Another push has another id; cut twice, it is given up.
+    world.deliver(1);
+    let asked = next(second.as_mut().unwrap()).await;
+    assert_ne!(header(&asked, "apns-id"), id);
+    drop((asked, second));
+    let mut third = peer.accept_h2().await;
+    let asked = next(&mut third).await;
+    drop((asked, third));
+    assert_eq!(world.outcome().await, UNAVAILABLE);
+    world.end().await;
+}
+
+/// Keeps an h2 connection going until `count` pushes are accepted.
+async fn serve_until(world: &mut World, connection: &mut Option<ServerConnection>, count: u32) {
+    let connection = connection.as_mut().unwrap();
+    tokio::select! {
+        () = world.all_accepted(count) => {}
+        request = connection.accept() => panic!("not expected: {}", request.is_some()),
+    }
+}
+
+#[actix::test]
+async fn a_request_without_answer_goes_again_on_another_connection() {
+    let peer = Peer::start().await;
+    let config = Config {
+        request_timeout_seconds: 1,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(1);
+    let mut slow = peer.accept_h2().await;
+    let unanswered = next(&mut slow).await;
+    keep_open(slow);
+    let mut other = peer.accept_h2().await;
+    let again = next(&mut other).await;
+    assert_eq!(
+        header(&again, "apns-id"),
+        header(&unanswered, "apns-id"),
+        "the repeat can be recognised"
+    );
+    // Nor is this one answered in time.
+    keep_open(other);
+    assert_eq!(
+        world.outcome().await,
+        PushOutcome::Rejected(Rejection::TimedOut)
+    );
+    assert_eq!(world.counter("apns_requests_timed_out_total").await, 2);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_dead_connection_is_noticed_by_its_silence() {
+    let peer = Peer::start().await;
+    let config = Config {
+        ping_busy_seconds: 1,
+        ping_timeout_seconds: 1,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(2);
+    let mut dead = peer.accept_frames(100).await;
+    let first = dead.request().await;
+    dead.answer(first, 200).await;
+    dead.request().await;
+    dead.answers_pings = false;
+    let closed = actix_rt::spawn(dead.closed());
+    let mut alive = peer.accept_frames(100).await;
+    let again = alive.request().await;
+    alive.answer(again, 200).await;
+    world.all_accepted(2).await;
+    assert!(!closed.await.unwrap(), "no farewell to the dead");
+    assert_eq!(world.counter("apns_requests_timed_out_total").await, 0);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_slow_but_live_connection_is_kept() {
+    let peer = Peer::start().await;
+    let config = Config {
+        ping_busy_seconds: 1,
+        ping_timeout_seconds: 1,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(1);
+    let mut apns = peer.accept_frames(100).await;
+    let held = apns.request().await;
+    // Three PINGs come and are answered; only then the request is.
+    for _ in 0..3 {
+        apns.ping().await;
+    }
+    apns.answer(held, 200).await;
+    world.all_accepted(1).await;
+    assert_eq!(world.counter("apns_connections_opened_total").await, 1);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_push_without_verdict_is_deferred_and_goes_on() {
+    let peer = Peer::start().await;
+    let config = Config {
+        defer_before_ms: 500,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver_to("app", 2, Duration::from_secs(1), UnixSeconds(0));
+    let mut apns = peer.accept_frames(100).await;
+    let in_flight = apns.request().await;
+    for (slot, outcome) in world.outcomes(2).await {
+        assert_eq!(outcome, PushOutcome::Deferred, "push {slot}");
+    }
+    apns.answer(in_flight, 200).await;
+    let queued = apns.request().await;
+    apns.answer(queued, 410).await;
+    assert_eq!(
+        world.touched(2).await,
+        [None, Some("Unregistered".to_owned())]
+    );
+    assert_eq!(world.rejected.take().await.items.len(), 1);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_full_queue_says_so_at_once() {
+    let peer = Peer::start().await;
+    let config = Config {
+        queue_max: 3,
+        fresh_seconds: 1,
+        ..config()
+    };
+    let mut world = World::without_signer(&config, &peer);
+    world.deliver(5);
+    assert_eq!(
+        world.outcomes(2).await,
+        [
+            (3, PushOutcome::Rejected(Rejection::Overloaded)),
+            (4, PushOutcome::Rejected(Rejection::Overloaded)),
+        ]
+    );
+    // No provider token ever comes.
+    for (slot, outcome) in world.outcomes(3).await {
+        assert_eq!(outcome, UNAVAILABLE, "push {slot}");
+    }
+    assert_eq!(world.counter("apns_pushes_expired_total").await, 3);
+    world.end().await;
+}
+
+#[actix::test]
+async fn an_unreachable_upstream_does_not_slow_another() {
+    let gone = Peer::start().await;
+    let unreachable = AppConfig {
+        topic: "com.example.other".to_owned(),
+        ..gone.app()
+    };
+    let peer = Peer::start().await;
+    let config = Config {
+        fresh_seconds: 1,
+        ..config()
+    };
+    let apps = [("app", peer.app()), ("gone", unreachable)];
+    // The two keys have one id and are different: give the second its own.
+    let apps = apps.map(|(name, app)| {
+        let key_id = if name == "gone" {
+            "ZZZ123DEFG"
+        } else {
+            "ABC123DEFG"
+        };
+        let key_id = key_id.to_owned();
+        (name, AppConfig { key_id, ..app })
+    });
+    let mut world = World::with_apps(&config, &apps, true);
+    drop(gone);
+    world.deliver_to("gone", 2, Duration::from_secs(20), UnixSeconds(0));
+    world.deliver(2);
+    let mut apns = peer.accept_frames(100).await;
+    for _ in 0..2 {
+        let stream = apns.request().await;
+        apns.answer(stream, 200).await;
+    }
+    let outcomes = world.outcomes(2).await;
+    assert_eq!(
+        outcomes,
+        [(2, PushOutcome::Accepted), (3, PushOutcome::Accepted)]
+    );
+    for (slot, outcome) in world.outcomes(2).await {
+        assert_eq!(outcome, UNAVAILABLE, "push {slot}");
+    }
+    assert!(world.counter("apns_connects_failed_total").await >= 2);
+    world.end().await;
+}
+
+#[actix::test]
+async fn an_app_without_configuration_keeps_its_registrations() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver_to("removed", 1, Duration::from_secs(20), UnixSeconds(0));
+    assert_eq!(world.outcome().await, UNAVAILABLE);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_drain_waits_for_what_is_in_hand_and_says_farewell() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(2);
+    let mut apns = peer.accept_frames(1).await;
+    let first = apns.request().await;
+    let drain = actix_rt::spawn(world.drain(Duration::from_secs(30)));
+    apns.expect_silence().await;
+    // Nothing new is taken.
+    world.deliver(1);
+    assert_eq!(world.outcomes(1).await, [(2, UNAVAILABLE)]);
+    apns.answer(first, 200).await;
+    let second = apns.request().await;
+    apns.answer(second, 200).await;
+    assert!(apns.closed().await, "GOAWAY before the end");
+    assert_eq!(drain.await.unwrap().abandoned, 0);
+    world.all_accepted(2).await;
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_drain_gives_up_at_its_deadline() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(3);
+    let mut apns = peer.accept_frames(1).await;
+    apns.request().await;
+    let closed = actix_rt::spawn(apns.closed());
+    let drained = world.drain(Duration::from_millis(200)).await;
+    assert_eq!(drained.abandoned, 3);
+    for (slot, outcome) in world.outcomes(3).await {
+        assert_eq!(outcome, UNAVAILABLE, "push {slot}");
+    }
+    closed.await.unwrap();
+    world.end().await;
+}

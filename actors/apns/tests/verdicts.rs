@@ -1,0 +1,368 @@
+//! Dialogues about what APNs thinks of a push.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
+
+mod world;
+
+use std::time::Duration;
+
+use apns::Config;
+use http::Response;
+use messages::{AppId, PushOutcome, Rejection, UnixMillis, UnixSeconds};
+
+use world::{
+    NOW, Peer, ServerConnection, World, answer, answer_with, config, hand_out, header, next, token,
+};
+
+const UNAVAILABLE: PushOutcome = PushOutcome::Rejected(Rejection::Unavailable);
+const UNREGISTERED: PushOutcome = PushOutcome::Rejected(Rejection::Unregistered);
+
+/// Answers one push per (status, body) on one connection, and returns the outcomes.
+async fn outcomes(
+    world: &mut World,
+    connection: &mut ServerConnection,
+    answers: &[(u16, &str)],
+) -> Vec<PushOutcome> {
+    let mut outcomes = Vec::new();
+    for (status, body) in answers {
+        world.deliver(1);
+        let asked = next(connection).await;
+        let parts: &[&str] = if body.is_empty() { &[] } else { &[body] };
+        answer(asked, *status, parts);
+        outcomes.push(world.outcome_while(connection).await);
+    }
+    outcomes
+}
+
+#[actix::test]
+async fn verdicts_that_end_a_push() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    let asked = next(&mut connection).await;
+    assert!(header(&asked, "authorization").starts_with("bearer eyJ"));
+    assert_eq!(
+        header(&asked, "apns-expiration"),
+        (NOW.seconds().0 + 28 * 86_400).to_string()
+    );
+    answer(asked, 200, &[]);
+    assert_eq!(
+        world.outcome_while(&mut connection).await,
+        PushOutcome::Accepted
+    );
+    let got = outcomes(
+        &mut world,
+        &mut connection,
+        &[
+            (429, r#"{"reason":"TooManyRequests"}"#),
+            (413, r#"{"reason":"PayloadTooLarge"}"#),
+            (400, r#"{"reason":"SomethingNew"}"#),
+            (400, ""),
+            (410, ""),
+            (200, ""),
+        ],
+    )
+    .await;
+    assert_eq!(
+        got,
+        [
+            PushOutcome::Rejected(Rejection::Throttled),
+            PushOutcome::Rejected(Rejection::Internal),
+            UNAVAILABLE,
+            UNAVAILABLE,
+            UNREGISTERED,
+            PushOutcome::Accepted,
+        ]
+    );
+    let reason = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        world.touched(7).await,
+        [
+            None,
+            reason("TooManyRequests"),
+            reason("PayloadTooLarge"),
+            reason("SomethingNew"),
+            reason("Status400"),
+            reason("Unregistered"),
+            None,
+        ]
+    );
+    assert_eq!(world.counter("apns_reasons_unknown_total").await, 2);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_410_is_dated_and_spares_what_was_renewed_since() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    let mut connection = None;
+    let dead_since = NOW.0 - 5_000;
+    // (renewed this many seconds before the death, body in how many frames, outcome)
+    for (number, (before_death, parts, expected)) in [
+        (10, 1, UNREGISTERED),
+        (1, 9, UNREGISTERED),
+        (0, 3, UNAVAILABLE),
+        (-3, 1, UNAVAILABLE),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let renewed_at = (dead_since / 1_000)
+            .checked_add_signed(-before_death)
+            .unwrap();
+        world.deliver_to("app", 1, Duration::from_secs(20), UnixSeconds(renewed_at));
+        if connection.is_none() {
+            connection = Some(peer.accept_h2().await);
+        }
+        let connection = connection.as_mut().unwrap();
+        let asked = next(connection).await;
+        let body = format!(r#"{{"reason":"Unregistered","timestamp":{dead_since}}}"#);
+        let size = body.len().div_ceil(parts);
+        let parts: Vec<&str> = body
+            .as_bytes()
+            .chunks(size)
+            .map(|part| std::str::from_utf8(part).unwrap())
+            .collect();
+        answer(asked, 410, &parts);
+        assert_eq!(world.outcome_while(connection).await, expected);
+        // The store decides for each registration of the token by the same date.
+        let told = world.rejected.take().await.items;
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].app, AppId::new("app"));
+        assert_eq!(told[0].device_token, token(u32::try_from(number).unwrap()));
+        assert_eq!(told[0].reason.as_str(), "Unregistered");
+        assert_eq!(told[0].invalid_since, UnixMillis(dead_since));
+    }
+    // Undated: an hour of grace.
+    world.deliver(1);
+    let connection = connection.as_mut().unwrap();
+    answer(
+        next(connection).await,
+        410,
+        &[r#"{"reason":"ExpiredToken"}"#],
+    );
+    assert_eq!(world.outcome_while(connection).await, UNREGISTERED);
+    let told = world.rejected.take().await.items;
+    assert_eq!(told[0].invalid_since, UnixMillis(NOW.0 - 3_600_000));
+    world.end().await;
+}
+
+#[actix::test]
+async fn an_endless_error_body_is_not_read() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    let asked = next(&mut connection).await;
+    let long = "x".repeat(3_000);
+    answer(asked, 410, &[&long, &long, r#"{"reason":"BadTopic"}"#]);
+    assert_eq!(world.outcome_while(&mut connection).await, UNREGISTERED);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_failing_apns_is_asked_again_after_a_pause() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    let first = next(&mut connection).await;
+    let id = header(&first, "apns-id").to_owned();
+    answer(first, 503, &[]);
+    let second = next(&mut connection).await;
+    assert_eq!(header(&second, "apns-id"), id);
+    answer(second, 500, &[r#"{"reason":"InternalServerError"}"#]);
+    let third = next(&mut connection).await;
+    answer(third, 200, &[]);
+    assert_eq!(
+        world.outcome_while(&mut connection).await,
+        PushOutcome::Accepted
+    );
+    // A pause beyond the push's freshness is not worth waiting for.
+    world.deliver(1);
+    let asked = next(&mut connection).await;
+    let head = Response::builder().status(503).header("retry-after", "900");
+    answer_with(asked, head, &[r#"{"reason":"ServiceUnavailable"}"#]);
+    assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_failing_apns_is_asked_only_while_the_push_is_fresh() {
+    let peer = Peer::start().await;
+    let config = Config {
+        fresh_seconds: 1,
+        backoff_min_ms: 100,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    let serve = actix_rt::spawn(async move {
+        let mut asked = 0;
+        while let Some(request) = connection.accept().await {
+            answer(request.unwrap(), 500, &[]);
+            asked += 1;
+        }
+        asked
+    });
+    assert_eq!(world.outcome().await, UNAVAILABLE);
+    world.end().await;
+    let asked = serve.await.unwrap();
+    assert!((2..=6).contains(&asked), "asked {asked} times in a second");
+}
+
+#[actix::test]
+async fn a_connection_at_its_end_is_left_for_another() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    for (status, reason) in [(503, "Shutdown"), (400, "IdleTimeout")] {
+        world.deliver(1);
+        let mut old = peer.accept_h2().await;
+        let asked = next(&mut old).await;
+        answer(asked, status, &[&format!(r#"{{"reason":"{reason}"}}"#)]);
+        world::keep_open(old);
+        let mut new = peer.accept_h2().await;
+        let asked = next(&mut new).await;
+        answer(asked, 200, &[]);
+        assert_eq!(world.outcome_while(&mut new).await, PushOutcome::Accepted);
+    }
+    world.end().await;
+}
+
+#[actix::test]
+async fn bad_device_tokens_are_believed_only_beside_successes() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    let bad = (400, r#"{"reason":"BadDeviceToken"}"#);
+    let other = (400, r#"{"reason":"DeviceTokenNotForTopic"}"#);
+    let good = (200, "");
+    answer(next(&mut connection).await, bad.0, &[bad.1]);
+    assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    let got = outcomes(
+        &mut world,
+        &mut connection,
+        &[
+            good, bad, other, good, good, good, good, good, good, good, good, good, good, good,
+            good, good, good, good, good, bad, bad, other,
+        ],
+    )
+    .await;
+    assert_eq!(got[1..3], [UNAVAILABLE, UNAVAILABLE]);
+    // 17 successes, so 4 suspects of 21 pass for the tokens' own fault and 5 of 22 do not.
+    assert_eq!(got[19..], [UNREGISTERED, UNAVAILABLE, UNAVAILABLE]);
+    let told = world.rejected.take().await.items;
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].invalid_since, UnixMillis(NOW.0 - 3_600_000));
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_refused_configuration_stops_the_app_and_keeps_its_tokens() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    let asked = next(&mut connection).await;
+    let head = Response::builder()
+        .status(403)
+        .header("date", "Thu, 01 Jan 2026 02:00:00 GMT");
+    answer_with(asked, head, &[r#"{"reason":"InvalidProviderToken"}"#]);
+    assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    world.deliver(5);
+    // Without a single request.
+    for _ in 0..5 {
+        assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    }
+    assert!(world.rejected.drain().is_empty());
+    world::keep_open(connection);
+    world.end().await;
+}
+
+#[actix::test]
+async fn an_expired_provider_token_is_replaced_and_the_push_goes_again_once() {
+    let peer = Peer::start().await;
+    let mut world = World::without_signer(&config(), &peer);
+    let subscription = world.subscriptions.take().await;
+    world.deliver(2);
+    hand_out(&subscription, "old", 1_000);
+    let mut old = peer.accept_h2().await;
+    let asked = next(&mut old).await;
+    assert_eq!(header(&asked, "authorization"), "bearer old");
+    let id = header(&asked, "apns-id").to_owned();
+    answer(asked, 403, &[r#"{"reason":"ExpiredProviderToken"}"#]);
+    world::keep_open(old);
+
+    let refused = world.refused.take().await;
+    assert_eq!(refused.issued_at, UnixSeconds(1_000));
+    hand_out(&subscription, "new", 4_000);
+    // On a new connection, and the first of it alone again.
+    let mut new = peer.accept_h2().await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let asked = next(&mut new).await;
+        assert_eq!(header(&asked, "authorization"), "bearer new");
+        ids.push(header(&asked, "apns-id").to_owned());
+        answer(asked, 200, &[]);
+    }
+    assert!(ids.contains(&id));
+    for _ in 0..2 {
+        assert_eq!(world.outcome_while(&mut new).await, PushOutcome::Accepted);
+    }
+
+    // A second refusal of one push is the operator's: most likely the clock is wrong.
+    world.deliver(1);
+    let asked = next(&mut new).await;
+    answer(asked, 403, &[r#"{"reason":"ExpiredProviderToken"}"#]);
+    world::keep_open(new);
+    world.refused.take().await;
+    hand_out(&subscription, "newer", 8_000);
+    let mut newest = peer.accept_h2().await;
+    let asked = next(&mut newest).await;
+    answer(asked, 403, &[r#"{"reason":"ExpiredProviderToken"}"#]);
+    assert_eq!(world.outcome_while(&mut newest).await, UNAVAILABLE);
+    world::keep_open(newest);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_connection_of_another_key_is_replaced_once() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    for _ in 0..2 {
+        let mut connection = peer.accept_h2().await;
+        let asked = next(&mut connection).await;
+        answer(asked, 403, &[r#"{"reason":"UnrelatedKeyIdInToken"}"#]);
+        world::keep_open(connection);
+    }
+    assert_eq!(world.outcome().await, UNAVAILABLE);
+    world.end().await;
+}
+
+#[actix::test]
+async fn too_many_token_updates_keep_the_token_and_change_the_connection() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut old = peer.accept_h2().await;
+    let asked = next(&mut old).await;
+    let bearer = header(&asked, "authorization").to_owned();
+    answer(asked, 429, &[r#"{"reason":"TooManyProviderTokenUpdates"}"#]);
+    world::keep_open(old);
+    let mut new = peer.accept_h2().await;
+    let asked = next(&mut new).await;
+    assert_eq!(header(&asked, "authorization"), bearer);
+    answer(asked, 200, &[]);
+    assert_eq!(world.outcome_while(&mut new).await, PushOutcome::Accepted);
+    assert!(world.refused.drain().is_empty());
+    world.end().await;
+}

@@ -1,0 +1,354 @@
+//! A pool between collectors on one side and scripted peers on the other.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    dead_code,
+    unreachable_pub,
+    reason = "tests fail by panicking, and each uses a part of this"
+)]
+
+pub mod frames;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use apns::{AppConfig, Config, Upstreams, pool, provider_tokens};
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{Request, Response};
+use messages::{
+    AppId, Bearer, Clock, Deliver, DeliverBatch, DeviceToken, Drain, Drained, NotificationHint,
+    Origin, OutcomeBatch, Probe, ProviderTokenRefused, PushOutcome, RegistrationKey,
+    RejectedTokens, SubscribeProviderToken, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds,
+    UseProviderToken,
+};
+use rcgen::{CertifiedKey, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use tempfile::TempDir;
+use testkit::{Collector, PATIENCE};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use frames::Frames;
+
+pub type ServerConnection = h2::server::Connection<TlsStream<TcpStream>, Bytes>;
+pub type Asked = (Request<h2::RecvStream>, SendResponse<Bytes>);
+
+/// The time the manual clock of a [`World`] starts at.
+pub const NOW: UnixMillis = UnixMillis(1_767_225_600_000);
+
+/// An endpoint that speaks TLS and ALPN h2, and then what the test says.
+pub struct Peer {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    pub directory: TempDir,
+}
+
+impl Peer {
+    pub async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(directory.path().join("ca.pem"), cert.pem()).unwrap();
+        let signer = KeyPair::generate().unwrap();
+        std::fs::write(directory.path().join("key.p8"), signer.serialize_pem()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![cert.der().clone()],
+                PrivatePkcs8KeyDer::from(signing_key.serialize_der()).into(),
+            )
+            .unwrap();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Self {
+            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            acceptor: TlsAcceptor::from(Arc::new(tls)),
+            directory,
+        }
+    }
+
+    /// An app that is sent here.
+    pub fn app(&self) -> AppConfig {
+        let port = self.listener.local_addr().unwrap().port();
+        AppConfig {
+            topic: "com.example.app".to_owned(),
+            endpoint: Some(format!("localhost:{port}")),
+            ca_file: Some(self.directory.path().join("ca.pem")),
+            team_id: "DEF123GHIJ".to_owned(),
+            key_id: "ABC123DEFG".to_owned(),
+            key_file: self.directory.path().join("key.p8"),
+            ..AppConfig::default()
+        }
+    }
+
+    /// The next connection, after TLS.
+    pub async fn accept(&self) -> TlsStream<TcpStream> {
+        let (tcp, _) = timeout(PATIENCE, self.listener.accept())
+            .await
+            .expect("nobody connected")
+            .unwrap();
+        tcp.set_nodelay(true).unwrap();
+        self.acceptor.accept(tcp).await.unwrap()
+    }
+
+    /// The next connection, served by h2.
+    pub async fn accept_h2(&self) -> ServerConnection {
+        let tls = self.accept().await;
+        h2::server::handshake(tls).await.unwrap()
+    }
+
+    /// The next connection, served frame by frame; it allows `streams` at first.
+    pub async fn accept_frames(&self, streams: u32) -> Frames {
+        Frames::start(self.accept().await, streams).await
+    }
+}
+
+/// The next request of an h2 connection, body read.
+pub async fn next(connection: &mut ServerConnection) -> Asked {
+    timeout(PATIENCE, connection.accept())
+        .await
+        .expect("no request came")
+        .expect("the client closed")
+        .unwrap()
+}
+
+/// Serves a connection until it ends, without taking further requests.
+pub fn keep_open(mut connection: ServerConnection) {
+    actix_rt::spawn(async move { while connection.accept().await.is_some() {} });
+}
+
+pub fn header<'a>(asked: &'a Asked, name: &str) -> &'a str {
+    asked.0.headers()[name].to_str().unwrap()
+}
+
+/// Answers with a status and the parts of a body, each in a frame of its own.
+pub fn answer(asked: Asked, status: u16, parts: &[&str]) {
+    answer_with(asked, Response::builder().status(status), parts);
+}
+
+pub fn answer_with(mut asked: Asked, head: http::response::Builder, parts: &[&str]) {
+    let head = head.body(()).unwrap();
+    let mut body = asked.1.send_response(head, parts.is_empty()).unwrap();
+    for (index, part) in parts.iter().enumerate() {
+        let last = index + 1 == parts.len();
+        body.send_data(Bytes::copy_from_slice(part.as_bytes()), last)
+            .unwrap();
+    }
+}
+
+/// A pool and everything around it.
+pub struct World {
+    pub clock: Clock,
+    pool: pool::Handles,
+    pub outcomes: Collector<OutcomeBatch>,
+    pub touches: Collector<TouchBatch>,
+    pub rejected: Collector<RejectedTokens>,
+    pub subscriptions: Collector<SubscribeProviderToken>,
+    pub refused: Collector<ProviderTokenRefused>,
+    told: Vec<(Ticket, PushOutcome)>,
+    sent: u32,
+}
+
+/// Small numbers where the defaults would make a test wait.
+pub fn config() -> Config {
+    Config {
+        backoff_min_ms: 10,
+        ping_busy_seconds: 30,
+        ..Config::default()
+    }
+}
+
+impl World {
+    /// One app `app` at `peer`; provider tokens come from the real signer.
+    pub fn start(config: &Config, peer: &Peer) -> Self {
+        Self::with_apps(config, &[("app", peer.app())], true)
+    }
+
+    /// The same; the test itself answers the subscription.
+    pub fn without_signer(config: &Config, peer: &Peer) -> Self {
+        Self::with_apps(config, &[("app", peer.app())], false)
+    }
+
+    pub fn with_apps(config: &Config, apps: &[(&str, AppConfig)], signer: bool) -> Self {
+        let apps: BTreeMap<String, AppConfig> = apps
+            .iter()
+            .map(|(name, app)| ((*name).to_owned(), app.clone()))
+            .collect();
+        let clock = Clock::manual(NOW);
+        let upstreams = Upstreams::prepare(config, &apps, clock.clone())
+            .unwrap_or_else(|errors| panic!("{errors:?}"));
+        let touches = Collector::start();
+        let rejected = Collector::start();
+        let subscriptions = Collector::start();
+        let refused = Collector::start();
+        let subscribe = if signer {
+            provider_tokens::start(&upstreams).subscribe
+        } else {
+            subscriptions.recipient()
+        };
+        let edges = pool::Edges {
+            touch: touches.recipient(),
+            rejected: rejected.recipient(),
+            subscribe,
+            refused: refused.recipient(),
+        };
+        Self {
+            clock,
+            pool: pool::start(&upstreams, edges),
+            outcomes: Collector::start(),
+            touches,
+            rejected,
+            subscriptions,
+            refused,
+            told: Vec::new(),
+            sent: 0,
+        }
+    }
+
+    /// Delivers `count` pushes for `app`, to be answered within 20 s.
+    pub fn deliver(&mut self, count: u32) {
+        self.deliver_to("app", count, Duration::from_secs(20), UnixSeconds(0));
+    }
+
+    pub fn deliver_to(&mut self, app: &str, count: u32, within: Duration, renewed_at: UnixSeconds) {
+        let items = (self.sent..self.sent + count)
+            .map(|number| Deliver {
+                ticket: Ticket {
+                    slot: number,
+                    generation: 7,
+                },
+                registration: RegistrationKey([u8::try_from(number % 256).unwrap(); 16]),
+                app: AppId::new(app),
+                device_token: token(number),
+                renewed_at,
+                hint: NotificationHint {
+                    message_count: None,
+                    has_body: true,
+                },
+            })
+            .collect();
+        self.sent += count;
+        self.pool
+            .deliver
+            .try_send(DeliverBatch {
+                origin: Origin::new(self.outcomes.recipient()),
+                deadline: Instant::now() + within,
+                items,
+            })
+            .unwrap();
+    }
+
+    /// The next `count` outcomes, by ticket.
+    pub async fn outcomes(&mut self, count: usize) -> Vec<(u32, PushOutcome)> {
+        while self.told.len() < count {
+            let batch = self.outcomes.take().await;
+            self.told.extend(batch.items);
+        }
+        let mut outcomes: Vec<(u32, PushOutcome)> = self
+            .told
+            .drain(..count)
+            .map(|(ticket, outcome)| (ticket.slot, outcome))
+            .collect();
+        outcomes.sort_by_key(|(slot, _)| *slot);
+        outcomes
+    }
+
+    /// The next outcome.
+    pub async fn outcome(&mut self) -> PushOutcome {
+        self.outcomes(1).await[0].1
+    }
+
+    /// The next outcome, while `connection` is served and gets no further request.
+    pub async fn outcome_while(&mut self, connection: &mut ServerConnection) -> PushOutcome {
+        tokio::select! {
+            outcome = self.outcome() => outcome,
+            request = connection.accept() => match request {
+                Some(_) => panic!("a request that was not to be sent"),
+                // The client has closed, as it may.
+                None => self.outcome().await,
+            },
+        }
+    }
+
+    /// Checks that the next `count` outcomes are `Accepted`.
+    #[track_caller]
+    pub fn all_accepted(&mut self, count: u32) -> impl Future<Output = ()> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let outcomes = self.outcomes(count as usize).await;
+            for (slot, outcome) in outcomes {
+                assert_eq!(outcome, PushOutcome::Accepted, "{caller}: push {slot}");
+            }
+        }
+    }
+
+    /// Drains, and checks that no ticket was told a second outcome.
+    pub async fn end(mut self) -> Drained {
+        let drained = self.drain(Duration::from_secs(10)).await;
+        let late = self.outcomes.drain();
+        assert!(
+            late.is_empty() && self.told.is_empty(),
+            "more outcomes than asked for: {late:?} {:?}",
+            self.told
+        );
+        drained
+    }
+
+    pub fn drain(&self, within: Duration) -> impl Future<Output = Drained> + use<> {
+        let drain = self.pool.drain.clone();
+        async move {
+            let deadline = Instant::now() + within;
+            drain.send(Drain { deadline }).await.unwrap()
+        }
+    }
+
+    pub async fn counter(&self, name: &str) -> u64 {
+        let health = self.pool.probe.send(Probe).await.unwrap();
+        let found = health.counters.iter().find(|(counter, _)| *counter == name);
+        found.unwrap().1
+    }
+
+    /// The error told to the registry for each of the next `count` verdicts.
+    pub async fn touched(&mut self, count: usize) -> Vec<Option<String>> {
+        let mut touches: Vec<Touch> = Vec::new();
+        while touches.len() < count {
+            touches.extend(self.touches.take().await.items);
+        }
+        assert_eq!(touches.len(), count);
+        touches
+            .into_iter()
+            .map(|touch| touch.error.map(|reason| reason.to_string()))
+            .collect()
+    }
+
+    /// Answers the pool's subscription with a token of the given age.
+    pub async fn subscription(&mut self) -> SubscribeProviderToken {
+        self.subscriptions.take().await
+    }
+}
+
+/// Hands a provider token out as the signer would.
+pub fn hand_out(subscription: &SubscribeProviderToken, name: &str, issued_at: u64) {
+    subscription
+        .subscriber
+        .try_send(UseProviderToken {
+            key: subscription.key.clone(),
+            bearer: Bearer::new(&format!("bearer {name}")),
+            issued_at: UnixSeconds(issued_at),
+        })
+        .unwrap();
+}
+
+/// The device token of the `number`th push.
+pub fn token(number: u32) -> DeviceToken {
+    DeviceToken::parse(&format!("{number:064x}")).unwrap()
+}
