@@ -418,12 +418,13 @@ impl StreamTask {
             Err(fault) => fault,
         };
         let distrust = stream.verdict().as_ref().err();
-        self.report(&fault, distrust.map(ToString::to_string));
+        let distrust = distrust.map(ToString::to_string);
+        self.report(&fault, distrust.as_deref());
         stream.framed.close_after(&fault).await;
     }
 
     /// One line about each stream that was refused or failed.
-    fn report(&self, fault: &Fault, certificate: Option<String>) {
+    fn report(&self, fault: &Fault, certificate: Option<&str>) {
         let peer = self.trace.peer.as_ref().map(Domain::as_str);
         let stage = self.trace.stage.as_str();
         let address = self.address;

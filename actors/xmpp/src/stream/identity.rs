@@ -172,3 +172,260 @@ pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     u64::try_from(parsed.validity().not_after.timestamp()).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose,
+        GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, OtherNameValue,
+        SanType, date_time_ymd,
+    };
+
+    use super::*;
+    use crate::jid::prepare_domain;
+
+    /// 2026-01-01T00:00:00Z.
+    const NOW: u64 = 1_767_225_600;
+
+    struct Authority {
+        issuer: Issuer<'static, KeyPair>,
+        certificate: CertificateDer<'static>,
+    }
+
+    impl Authority {
+        fn root(edit: impl FnOnce(&mut CertificateParams)) -> Self {
+            let (parameters, key) = Self::parameters("root", edit);
+            let certificate = parameters.self_signed(&key).unwrap().der().clone();
+            Self {
+                issuer: Issuer::new(parameters, key),
+                certificate,
+            }
+        }
+
+        fn below(&self, edit: impl FnOnce(&mut CertificateParams)) -> Self {
+            let (parameters, key) = Self::parameters("intermediate", edit);
+            let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
+            Self {
+                certificate: certificate.der().clone(),
+                issuer: Issuer::new(parameters, key),
+            }
+        }
+
+        fn parameters(
+            name: &str,
+            edit: impl FnOnce(&mut CertificateParams),
+        ) -> (CertificateParams, KeyPair) {
+            let mut parameters = CertificateParams::default();
+            parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            parameters.distinguished_name.push(DnType::CommonName, name);
+            edit(&mut parameters);
+            (parameters, KeyPair::generate().unwrap())
+        }
+
+        fn trust(&self) -> Trust {
+            let mut trust = Trust::default();
+            trust.add(&self.certificate).unwrap();
+            trust
+        }
+
+        fn leaf(&self, edit: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
+            let mut parameters = CertificateParams::default();
+            parameters.not_before = date_time_ymd(2025, 1, 1);
+            parameters.not_after = date_time_ymd(2027, 1, 1);
+            parameters.distinguished_name = rcgen::DistinguishedName::new();
+            parameters
+                .distinguished_name
+                .push(DnType::CommonName, "common-name.test");
+            edit(&mut parameters);
+            let key = KeyPair::generate().unwrap();
+            let leaf = parameters.signed_by(&key, &self.issuer).unwrap();
+            leaf.der().clone()
+        }
+    }
+
+    fn now() -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(NOW))
+    }
+
+    fn dns(name: &str) -> SanType {
+        SanType::DnsName(name.try_into().unwrap())
+    }
+
+    fn xmpp_addr(name: &str) -> SanType {
+        let kind = vec![1, 3, 6, 1, 5, 5, 7, 8, 5];
+        SanType::OtherName((kind, OtherNameValue::Utf8String(name.to_owned())))
+    }
+
+    fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+        let mut der = vec![tag, u8::try_from(content.len()).unwrap()];
+        der.extend_from_slice(content);
+        der
+    }
+
+    /// A subjectAltName with one SRVName, an IA5String (RFC 4985 §2).
+    fn srv_id(name: &str) -> CustomExtension {
+        let kind = der(6, &[0x2b, 6, 1, 5, 5, 7, 8, 7]);
+        let value = der(0xa0, &der(0x16, name.as_bytes()));
+        let other_name = der(0xa0, &[kind, value].concat());
+        CustomExtension::from_oid_content(&[2, 5, 29, 17], der(0x30, &other_name))
+    }
+
+    #[track_caller]
+    fn check(
+        edit: impl FnOnce(&mut CertificateParams),
+        domain: &str,
+        expected: &Result<(), Untrusted>,
+    ) {
+        let root = Authority::root(|_| {});
+        let leaf = root.leaf(edit);
+        let domain = prepare_domain(domain).unwrap();
+        assert_eq!(root.trust().judge(&[leaf], &domain, now()), *expected);
+    }
+
+    #[track_caller]
+    fn check_names(names: &[SanType], domain: &str, named: bool) {
+        let expected = if named { Ok(()) } else { Err(Untrusted::Name) };
+        check(
+            |leaf| leaf.subject_alt_names = names.to_vec(),
+            domain,
+            &expected,
+        );
+    }
+
+    #[test]
+    fn dns_ids() {
+        let names = [dns("chat.test"), dns("*.wild.test"), dns("Upper.Test")];
+        check_names(&names, "chat.test", true);
+        check_names(&names, "CHAT.test.", true);
+        check_names(&names, "upper.test", true);
+        check_names(&names, "a.wild.test", true);
+        check_names(&names, "a.b.wild.test", false);
+        check_names(&names, "wild.test", false);
+        check_names(&names, "chat.test.evil", false);
+        check_names(&names, "common-name.test", false);
+        check_names(&[dns("xn--mnchen-3ya.test")], "m\u{fc}nchen.test", true);
+        check_names(&[], "chat.test", false);
+    }
+
+    #[test]
+    fn xmpp_addresses() {
+        check_names(&[xmpp_addr("chat.test")], "chat.test", true);
+        check_names(&[xmpp_addr("M\u{fc}nchen.test")], "m\u{fc}nchen.test", true);
+        check_names(&[xmpp_addr("*.chat.test")], "a.chat.test", false);
+        check_names(&[xmpp_addr("ada@chat.test")], "chat.test", false);
+        check_names(&[xmpp_addr("other.test")], "chat.test", false);
+    }
+
+    #[test]
+    fn srv_ids() {
+        let check = |name: &str, domain, expected| {
+            let name = srv_id(name);
+            check(|leaf| leaf.custom_extensions.push(name), domain, expected);
+        };
+        check("_xmpp-server.chat.test", "chat.test", &Ok(()));
+        check("_XMPP-Server.Chat.Test", "chat.test", &Ok(()));
+        check("_xmpp-client.chat.test", "chat.test", &Err(Untrusted::Name));
+        check(
+            "_xmpp-server.other.test",
+            "chat.test",
+            &Err(Untrusted::Name),
+        );
+        check("_xmpp-server.*.test", "chat.test", &Err(Untrusted::Name));
+        check("chat.test", "chat.test", &Err(Untrusted::Name));
+    }
+
+    #[test]
+    fn the_purpose_is_a_servers() {
+        let with = |purposes: &'static [ExtendedKeyUsagePurpose]| {
+            move |leaf: &mut CertificateParams| {
+                leaf.subject_alt_names = vec![dns("chat.test")];
+                leaf.extended_key_usages = purposes.to_vec();
+            }
+        };
+        let (server, client) = (
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        );
+        check(
+            with(&[ExtendedKeyUsagePurpose::ServerAuth]),
+            "chat.test",
+            &Ok(()),
+        );
+        check(
+            |leaf| {
+                leaf.subject_alt_names = vec![dns("chat.test")];
+                leaf.extended_key_usages = vec![server, client];
+            },
+            "chat.test",
+            &Ok(()),
+        );
+        let root = Authority::root(|_| {});
+        let leaf = root.leaf(with(&[ExtendedKeyUsagePurpose::ClientAuth]));
+        let verdict = root
+            .trust()
+            .judge(&[leaf], &Domain::new("chat.test"), now());
+        assert!(matches!(verdict, Err(Untrusted::Chain(_))), "{verdict:?}");
+    }
+
+    #[track_caller]
+    fn check_untrusted(verdict: &Result<(), Untrusted>) {
+        assert!(matches!(verdict, Err(Untrusted::Chain(_))), "{verdict:?}");
+    }
+
+    #[test]
+    fn chains() {
+        let root = Authority::root(|_| {});
+        let below = root.below(|_| {});
+        let domain = Domain::new("chat.test");
+        let named = |leaf: &mut CertificateParams| leaf.subject_alt_names = vec![dns("chat.test")];
+        let judge = |chain: &[CertificateDer<'_>]| root.trust().judge(chain, &domain, now());
+        let leaf = below.leaf(named);
+        assert_eq!(judge(&[leaf.clone(), below.certificate.clone()]), Ok(()));
+        check_untrusted(&judge(&[leaf]));
+        check_untrusted(&judge(&[Authority::root(|_| {}).leaf(named)]));
+        check_untrusted(&judge(&[root.leaf(|leaf| {
+            named(leaf);
+            leaf.not_after = date_time_ymd(2025, 12, 31);
+        })]));
+        check_untrusted(&judge(&[root.leaf(|leaf| {
+            named(leaf);
+            leaf.not_before = date_time_ymd(2026, 1, 2);
+        })]));
+        check_untrusted(&judge(&[CertificateDer::from(vec![1, 2, 3])]));
+        assert_eq!(judge(&[]), Err(Untrusted::Absent));
+        let nobody = Trust::default().judge(&[root.leaf(named)], &domain, now());
+        assert_eq!(nobody, Err(Untrusted::NoRoots));
+    }
+
+    #[test]
+    fn a_constrained_authority_vouches_by_dns_names_only() {
+        let root = Authority::root(|_| {});
+        let below = root.below(|parameters| {
+            parameters.name_constraints = Some(NameConstraints {
+                permitted_subtrees: vec![GeneralSubtree::DnsName("its.test".to_owned())],
+                excluded_subtrees: Vec::new(),
+            });
+        });
+        let judge = |name: SanType, domain: &str| {
+            let leaf = below.leaf(|leaf| leaf.subject_alt_names = vec![name]);
+            let chain = [leaf, below.certificate.clone()];
+            root.trust().judge(&chain, &Domain::new(domain), now())
+        };
+        assert_eq!(judge(dns("chat.its.test"), "chat.its.test"), Ok(()));
+        check_untrusted(&judge(dns("chat.test"), "chat.test"));
+        assert_eq!(
+            judge(xmpp_addr("chat.test"), "chat.test"),
+            Err(Untrusted::Name)
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_certificate() {
+        let root = Authority::root(|_| {});
+        let leaf = root.leaf(|leaf| leaf.not_after = date_time_ymd(2026, 1, 1));
+        assert_eq!(not_after(&leaf), Some(NOW));
+    }
+}

@@ -1,0 +1,19 @@
+//! Dialogues with scripted servers over loopback TCP and real TLS: byte literals in and out.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "tests fail by panicking"
+)]
+
+mod dialback;
+mod drain;
+mod external;
+mod flow;
+mod inspect;
+mod peer;
+mod refusals;
+mod returning;
+mod world;
