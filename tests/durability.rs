@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use campanile::dev::world::{Plan, World};
 use messages::NodeId;
-use simulators::server::{Answer, PublishShape, RegisterDevice, RegisteredDevice, Trigger};
+use simulators::server::{Flood, Pace, PublishShape, RegisterDevice, RegisteredDevice};
 use support::process::Campanile;
 use support::{Device, device_token};
 
@@ -62,7 +62,7 @@ async fn register_until_it_dies(world: &World, first: u32) -> Vec<Device> {
 async fn every_answered_registration_is_there_after_kill_9() {
     // Short, so that a request whose answer died with the service ends its worker at once.
     let chat = simulators::server::Config {
-        reply_timeout_millis: 2_000,
+        reply_timeout_millis: 1_000,
         ..simulators::server::Config::default()
     };
     let world = World::start(Plan {
@@ -96,25 +96,31 @@ async fn every_answered_registration_is_there_after_kill_9() {
 
     let mut service = Campanile::serve(world.config_file());
     world.service_is_at(service.address().await).await;
-    for device in &known {
-        let trigger = Trigger {
-            node: device.node.clone(),
-            secret: Some(device.secret.clone()),
-            has_body: true,
-            shape: PublishShape::default(),
-        };
-        let answered = world.chat.trigger.send(trigger).await.unwrap().unwrap();
-        assert_eq!(
-            answered.answer,
-            Answer::Result,
-            "a registration that was answered is lost"
-        );
-        assert_eq!(world.apple.control.delivered(&device.device_token), 1);
-    }
-    println!(
-        "{} registrations answered in {ROUNDS} rounds, all there",
-        known.len()
+    let count = u32::try_from(known.len()).unwrap();
+    let flood = Flood {
+        devices: known
+            .iter()
+            .map(|device| (device.node.clone(), device.secret.clone()))
+            .collect(),
+        pushes: count,
+        pace: Pace::Outstanding(256),
+        streams: 1,
+        has_body: true,
+        shape: PublishShape::default(),
+        patience: support::PATIENCE,
+    };
+    let report = world.chat.flood.send(flood).await.unwrap().unwrap();
+    assert!(
+        report.is_clean(),
+        "registrations that were answered are lost: {:?}",
+        report.errors
     );
+    let tokens: Vec<_> = known
+        .into_iter()
+        .map(|device| device.device_token)
+        .collect();
+    assert_eq!(world.apple.control.coverage(&tokens).once, u64::from(count));
+    println!("{count} registrations answered in {ROUNDS} rounds, all there");
     assert_eq!(service.terminate().await, Some(0));
     world.stop().await;
 }

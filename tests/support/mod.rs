@@ -1,6 +1,8 @@
 //! The service in its little world, inside the test's own process.
 #![allow(
     dead_code,
+    missing_docs,
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

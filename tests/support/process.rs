@@ -4,15 +4,16 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
 
 use super::PATIENCE;
 
 /// A running `campanile serve`, killed when dropped.
 pub struct Campanile {
     child: Child,
-    log: Lines<BufReader<ChildStderr>>,
+    log: mpsc::Receiver<String>,
     /// The log until now.
     pub lines: Vec<String>,
 }
@@ -34,7 +35,14 @@ impl Campanile {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut read = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (lines, log) = mpsc::channel(1 << 20);
+        // Read all the time: a full pipe would stop the service at its next line.
+        actix_rt::spawn(async move {
+            while let Ok(Some(line)) = read.next_line().await {
+                lines.try_send(line).unwrap();
+            }
+        });
         Self {
             child,
             log,
@@ -56,7 +64,7 @@ impl Campanile {
         async move {
             let read = async {
                 loop {
-                    let Some(line) = self.log.next_line().await.unwrap() else {
+                    let Some(line) = self.log.recv().await else {
                         panic!(
                             "{caller}: the log ended without {text:?}: {:#?}",
                             self.lines
@@ -91,7 +99,7 @@ impl Campanile {
     /// The exit code, once it has ended; reads the log to its end.
     pub async fn ended(&mut self) -> Option<i32> {
         let wait = async {
-            while let Some(line) = self.log.next_line().await.unwrap() {
+            while let Some(line) = self.log.recv().await {
                 self.lines.push(line);
             }
             self.child.wait().await.unwrap().code()
