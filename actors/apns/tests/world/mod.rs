@@ -329,11 +329,6 @@ impl World {
             .map(|touch| touch.error.map(|reason| reason.to_string()))
             .collect()
     }
-
-    /// Answers the pool's subscription with a token of the given age.
-    pub async fn subscription(&mut self) -> SubscribeProviderToken {
-        self.subscriptions.take().await
-    }
 }
 
 /// Hands a provider token out as the signer would.
