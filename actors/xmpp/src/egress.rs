@@ -148,6 +148,7 @@ impl Handler<Drain> for Egress {
     fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
         let shared = Rc::clone(&self.shared);
         shared.draining.set(true);
+        let lost_before = shared.counters.replies_lost.get();
         for link in shared.links.borrow().values() {
             link.wake.notify_one();
         }
@@ -160,11 +161,10 @@ impl Handler<Drain> for Egress {
             // What is left at the deadline is counted below.
             let _ = timeout_at(drain.deadline.into(), all_gone).await;
             let links = shared.links.borrow();
+            let waiting = links.values().map(|link| link.queue.borrow().replies());
+            let lost = shared.counters.replies_lost.get() - lost_before;
             Drained {
-                abandoned: links
-                    .values()
-                    .map(|link| link.queue.borrow().replies())
-                    .sum(),
+                abandoned: waiting.sum::<u64>() + lost,
             }
         })
     }

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Context, Handler, Recipient, Supervised, Supervisor};
+use actix::{Actor, Context, Handler, Recipient, ResponseFuture, Supervised, Supervisor};
+use futures_util::future::join_all;
 use messages::{Drain, Drained, Health, Probe};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout_at};
 
 use crate::census::Origin;
 use crate::gate::{self, AdoptStream, Count, Places};
@@ -104,13 +105,18 @@ impl Actor for Listener {
 impl Supervised for Listener {}
 
 impl Handler<Drain> for Listener {
-    type Result = Drained;
+    type Result = ResponseFuture<Drained>;
 
-    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Drained {
-        for task in self.accepting.drain(..) {
+    fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
+        let accepting = std::mem::take(&mut self.accepting);
+        for task in &accepting {
             task.abort();
         }
-        Drained { abandoned: 0 }
+        Box::pin(async move {
+            // A socket is closed when its task is gone.
+            let _ = timeout_at(drain.deadline.into(), join_all(accepting)).await;
+            Drained { abandoned: 0 }
+        })
     }
 }
 

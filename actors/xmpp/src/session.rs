@@ -681,3 +681,58 @@ const fn unaddressed() -> Fault {
         "a stanza came without from or to",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lane_has_its_share_of_peers() {
+        let mut shares = [0; 4];
+        for n in 0..1000 {
+            let remote = Domain::new(&format!("{n}.test"));
+            shares[owner(&remote, shares.len())] += 1;
+            assert_eq!(owner(&remote, 1), 0);
+        }
+        assert!(shares.iter().all(|share| *share > 150), "{shares:?}");
+    }
+
+    #[test]
+    fn answers_are_gathered_by_stream() {
+        let mut replies = Replies::default();
+        let mut answer = |from: &str, to: &str| {
+            let head = IqHead {
+                id: Some("1".into()),
+                from: from.into(),
+                to: to.into(),
+            };
+            replies.push(&head, |out| out.extend_from_slice(from.as_bytes()));
+        };
+        answer("a.test", "push.test");
+        answer("ada@A.test/x", "push.test");
+        answer("a.test", "push2.test");
+        answer("b.test", "push.test");
+        answer("a.test", "Push.test");
+        let gathered: Vec<_> = replies
+            .batches
+            .iter()
+            .map(|batch| {
+                let stanzas = std::str::from_utf8(&batch.stanzas).unwrap();
+                (
+                    batch.local.as_str(),
+                    batch.remote.as_str(),
+                    batch.replies,
+                    stanzas,
+                )
+            })
+            .collect();
+        assert_eq!(
+            gathered,
+            [
+                ("push.test", "a.test", 3, "a.testada@A.test/xa.test"),
+                ("push2.test", "a.test", 1, "a.test"),
+                ("push.test", "b.test", 1, "b.test"),
+            ]
+        );
+    }
+}

@@ -161,7 +161,7 @@ async fn names_must_not_change_behind_tls() {
 async fn silent_peers_are_sent_away() {
     let world = World::new();
     let mut config = world.config();
-    config.authentication_timeout_seconds = 1;
+    config.authentication_timeout_seconds = 3;
     let service = world.start(&config);
     let mut peer = authenticated(&service, &world).await;
     let mut clear = connect(&service, "peer.test", "push.test").await;
