@@ -238,3 +238,102 @@ fn with_limit(settings: &[u8], streams_max: u32) -> Vec<u8> {
     changed.extend(streams_max.to_be_bytes());
     changed
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Takes at most so many bytes at a time.
+    struct Narrow {
+        taken: Vec<u8>,
+        width: usize,
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let taken = buffer.len().min(self.width);
+            self.taken.extend(&buffer[..taken]);
+            Poll::Ready(Ok(taken))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.taken.extend(b"closed");
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        [&head(payload.len(), kind, flags)[..], payload].concat()
+    }
+
+    /// Writes pieces of `step` bytes, gives a GOAWAY after `early` of them, flushes and closes.
+    fn through_tap(bytes: &[u8], step: usize, width: usize, early: usize) -> Vec<u8> {
+        let orders = Rc::new(RefCell::new(Orders::new(7)));
+        let narrow = Narrow {
+            taken: Vec::new(),
+            width,
+        };
+        let mut tap = Tap::new(narrow, Rc::clone(&orders));
+        let mut cx = Context::from_waker(Waker::noop());
+        for (n, mut piece) in bytes.chunks(step).enumerate() {
+            if n == early {
+                orders.borrow_mut().go_away(9, "Test");
+            }
+            while !piece.is_empty() {
+                let written = Pin::new(&mut tap).poll_write(&mut cx, piece);
+                let Poll::Ready(Ok(written)) = written else {
+                    panic!("the other end takes everything");
+                };
+                piece = &piece[written..];
+            }
+        }
+        assert!(!orders.borrow().is_idle());
+        orders.borrow_mut().close();
+        assert!(Pin::new(&mut tap).poll_flush(&mut cx).is_ready());
+        assert!(orders.borrow().is_idle());
+        tap.inner.taken
+    }
+
+    #[test]
+    fn settings_are_changed_and_a_go_away_comes_between_frames() {
+        let window = [0, 4, 0, 1, 0, 0];
+        let mine = [0, 3, 0, 0, 0, 7];
+        let settings = frame(SETTINGS, 0, &[[0, 3, 0, 0, 0, 100], window].concat());
+        let changed = frame(SETTINGS, 0, &[window, mine].concat());
+        let acknowledged = frame(SETTINGS, ACK, &[]);
+        let headers = frame(1, 4, &[1; 20]);
+        let data = frame(0, 1, &[2; 300]);
+        let go_away = frame(GO_AWAY, 0, b"\0\0\0\x09\0\0\0\0{\"reason\":\"Test\"}");
+        let written =
+            [&settings, &acknowledged, &headers, &settings, &data, &data].map(Vec::as_slice);
+        let expected =
+            [&changed, &acknowledged, &headers, &changed, &data, &data].map(Vec::as_slice);
+        let whole = written.concat();
+        for step in [1, 2, 5, 8, 9, 10, 33, 300, whole.len()] {
+            for width in [1, 3, 9, 100, whole.len()] {
+                for early in [0, whole.len().div_ceil(step) / 2] {
+                    let out = through_tap(&whole, step, width, early);
+                    let places = (0..=expected.len()).map(|place| {
+                        let mut frames = expected.to_vec();
+                        frames.insert(place, &go_away);
+                        [frames.concat(), b"closed".to_vec()].concat()
+                    });
+                    assert!(
+                        places.into_iter().any(|place| place == out),
+                        "{step} {width} {early}"
+                    );
+                }
+            }
+        }
+    }
+}
