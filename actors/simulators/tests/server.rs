@@ -510,7 +510,7 @@ async fn a_flood_notices_answers_that_are_wrong() {
     };
     let flood = Flood {
         streams: 1,
-        patience: Duration::from_millis(200),
+        patience: Duration::from_secs(2),
         ..flood(6, Pace::Outstanding(6))
     };
     let (report, ()) = tokio::join!(a.flood.send(flood), answering);
