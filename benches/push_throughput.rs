@@ -14,10 +14,12 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     clippy::print_stdout,
     clippy::indexing_slicing,
     clippy::cast_precision_loss,
     missing_docs,
+    unreachable_pub,
     reason = "a bench fails by panicking and speaks to a person"
 )]
 
@@ -32,6 +34,7 @@ use std::time::Duration;
 use campanile::dev::world::{Plan, World};
 use clap::Parser;
 use messages::{DeviceToken, NodeId};
+use simulators::apple;
 use simulators::server::{Flood, Pace, PublishShape, RegisterDevice};
 
 use process::Service;
@@ -85,7 +88,13 @@ fn main() {
 
 async fn compare(options: &Options) {
     let listen: Vec<SocketAddr> = vec![(Ipv4Addr::LOCALHOST, 0).into()];
+    // The bare client makes a token of its own each round, as several processes of one team would.
+    let apple = apple::Config {
+        token_updates_limited: false,
+        ..apple::Config::default()
+    };
     let world = World::start(Plan {
+        apple,
         listen,
         ..Plan::default()
     })

@@ -16,7 +16,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn fatal(text: impl ToString) -> Self {
+    fn fatal(text: &impl ToString) -> Self {
         Self {
             fatal: true,
             text: text.to_string(),
@@ -51,7 +51,7 @@ pub fn command(config: &Path) -> i32 {
 pub fn inspect(settings: &Settings, clock: &Clock) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Err(error) = telemetry::parse_filter(&settings.log) {
-        findings.push(Finding::fatal(error));
+        findings.push(Finding::fatal(&error));
     }
     for finding in xmpp::inspect(&settings.xmpp, &settings.domains, clock) {
         findings.push(Finding {
@@ -60,10 +60,10 @@ pub fn inspect(settings: &Settings, clock: &Clock) -> Vec<Finding> {
         });
     }
     for error in apns::inspect(&settings.apns, &settings.apps) {
-        findings.push(Finding::fatal(error));
+        findings.push(Finding::fatal(&error));
     }
     for error in registration::inspect(&settings.registration) {
-        findings.push(Finding::fatal(error));
+        findings.push(Finding::fatal(&error));
     }
     findings
 }

@@ -142,7 +142,7 @@ impl Settings {
             .add_source(config::File::from_str(text, config::FileFormat::Toml))
             .add_source(variables)
             .build()
-            .and_then(|merged| serde_path(merged))
+            .and_then(config::Config::try_deserialize)
             .map_err(|error| {
                 vec![SettingsError::Key {
                     file: format!("environment ({ENVIRONMENT_PREFIX}__SECTION__KEY)"),
@@ -195,10 +195,6 @@ impl Settings {
         }
         found
     }
-}
-
-fn serde_path(merged: config::Config) -> Result<Settings, config::ConfigError> {
-    merged.try_deserialize()
 }
 
 /// Finds everything that is wrong with the text of a file: after each finding the offending key is

@@ -95,7 +95,7 @@ fn wiring_alone_names_two_actors() {
             .zip(&starts)
             .filter(|(_, prefix)| {
                 text.match_indices(prefix.as_str()).any(|(at, _)| {
-                    let line = text[at..].lines().next().unwrap();
+                    let line = text.get(at..).unwrap().lines().next().unwrap();
                     line.contains("::start(")
                 })
             })

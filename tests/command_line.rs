@@ -1,6 +1,7 @@
 //! What the command says, and with which exit code.
 #![allow(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::indexing_slicing,
     reason = "tests fail by panicking"
 )]

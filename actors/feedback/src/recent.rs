@@ -1,10 +1,10 @@
 //! Verdicts of the last minute, to recognise repetitions.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use messages::{AppId, DeviceToken, RejectedToken};
+use messages::{AppId, DeviceToken, RejectedToken, UnixMillis};
 use tokio::time::Instant;
 
 type Token = (AppId, DeviceToken);
@@ -13,7 +13,8 @@ type Token = (AppId, DeviceToken);
 pub(crate) struct Recent {
     span: Duration,
     max: usize,
-    known: HashSet<Arc<Token>>,
+    /// Since when each is dead, by the latest verdict.
+    known: HashMap<Arc<Token>, UnixMillis>,
     /// Oldest first.
     order: VecDeque<(Instant, Arc<Token>)>,
 }
@@ -23,12 +24,14 @@ impl Recent {
         Self {
             span,
             max,
-            known: HashSet::new(),
+            known: HashMap::new(),
             order: VecDeque::new(),
         }
     }
 
-    /// Whether the same token was judged within the span; if not, remembers it when there is room.
+    /// Whether the same token was judged within the span, and dead at least as recently; if not, remembers
+    /// it when there is room. A newer death is no repetition: the registration may have been renewed in
+    /// between and survived the first verdict.
     pub(crate) fn repeats(&mut self, item: &RejectedToken, now: Instant) -> bool {
         while let Some((_, oldest)) = self
             .order
@@ -37,20 +40,26 @@ impl Recent {
             self.known.remove(&oldest);
         }
         let token = Arc::new((item.app.clone(), item.device_token.clone()));
-        if self.known.contains(&token) {
-            return true;
+        match self.known.get_mut(&token) {
+            Some(since) if item.invalid_since <= *since => true,
+            Some(since) => {
+                *since = item.invalid_since;
+                false
+            }
+            None => {
+                if self.known.len() < self.max {
+                    self.known.insert(Arc::clone(&token), item.invalid_since);
+                    self.order.push_back((now, token));
+                }
+                false
+            }
         }
-        if self.known.len() < self.max {
-            self.known.insert(Arc::clone(&token));
-            self.order.push_back((now, token));
-        }
-        false
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use messages::{ErrorReason, UnixMillis};
+    use messages::ErrorReason;
 
     use super::*;
 
@@ -75,6 +84,21 @@ mod tests {
         assert!(!recent.repeats(&item("a", "aa"), after(60)));
         assert!(recent.repeats(&item("a", "bb"), after(60)));
         assert_eq!(recent.known.len(), recent.order.len());
+    }
+
+    #[test]
+    fn a_newer_death_is_no_repetition() {
+        let mut recent = Recent::new(Duration::from_secs(60), 10);
+        let now = Instant::now();
+        let dead_since = |millis| RejectedToken {
+            invalid_since: UnixMillis(millis),
+            ..item("a", "aa")
+        };
+        assert!(!recent.repeats(&dead_since(5), now));
+        assert!(recent.repeats(&dead_since(5), now));
+        assert!(recent.repeats(&dead_since(4), now));
+        assert!(!recent.repeats(&dead_since(6), now));
+        assert!(recent.repeats(&dead_since(6), now));
     }
 
     #[test]

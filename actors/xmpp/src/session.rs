@@ -540,7 +540,10 @@ impl StreamTask {
         let (text, namespaces) = stream.framed.text(len)?;
         if stream.is_authenticated() {
             let taken = match publish::read(text, namespaces)? {
-                Read::Publish(iq) => self.take_publish(stream, iq, batch)?,
+                Read::Publish(iq) => {
+                    self.take_publish(stream, iq, batch)?;
+                    true
+                }
                 Read::Malformed(head) => {
                     authorised(stream, &head.from, &head.to)?;
                     let outcome = PushOutcome::Rejected(Rejection::Malformed);
@@ -571,13 +574,14 @@ impl StreamTask {
         Ok(None)
     }
 
-    /// Returns whether it was taken; a publish to something else than a served domain is not.
+    /// The addressee is whatever the client wrote when it enabled push: with a localpart or a resource it
+    /// is a publish all the same, and the reply comes from exactly there.
     fn take_publish(
         &self,
         stream: &Inbound,
         iq: PublishIq<'_>,
         batch: &mut Batch,
-    ) -> Result<bool, Fault> {
+    ) -> Result<(), Fault> {
         let PublishIq {
             head,
             node,
@@ -586,16 +590,13 @@ impl StreamTask {
         } = iq;
         let (domain, served) = authorised(stream, &head.from, &head.to)?;
         let service = served.domain();
-        if !jid::is_domain(&head.to, service) {
-            return Ok(false);
-        }
         if !jid::is_domain(&head.from, domain) {
             // Servers publish, not their users (XEP-0357 §5).
             let outcome = PushOutcome::Rejected(Rejection::Forbidden);
             batch
                 .replies
                 .push(&head, |out| reply::render(out, &head, outcome));
-            return Ok(true);
+            return Ok(());
         }
         let deadline = batch.deadline + BACKSTOP;
         let ticket = self.core.pending.borrow_mut().take_ticket(&head, deadline);
@@ -615,7 +616,7 @@ impl StreamTask {
                     .push(&head, |out| reply::render(out, &head, outcome));
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     fn take_other(
