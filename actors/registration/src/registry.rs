@@ -10,8 +10,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use actix::{
-    Actor, AsyncContext, Context, Handler, MessageResult, Recipient, Response, ResponseFuture,
-    SpawnHandle, Supervised, Supervisor,
+    Actor, AsyncContext, Context, Handler, Recipient, Response, ResponseFuture, SpawnHandle,
+    Supervised, Supervisor,
 };
 use messages::{
     Drain, Drained, Health, Probe, Register, RegistryError, RemoveTokens, SweepExpired, TouchBatch,
@@ -118,6 +118,12 @@ struct Registry {
 }
 
 impl Registry {
+    fn writer_is_dead(&self) -> bool {
+        self.ending
+            .as_ref()
+            .is_some_and(|(_, thread)| thread.is_finished())
+    }
+
     fn submit(&self, job: Job) -> Result<(), RegistryError> {
         let queue = self.queue.as_ref().ok_or(RegistryError::Stopping)?;
         // Before the job can be done and counted off.
@@ -249,16 +255,22 @@ impl Handler<Drain> for Registry {
 }
 
 impl Handler<Probe> for Registry {
-    type Result = MessageResult<Probe>;
+    type Result = ResponseFuture<Health>;
 
+    /// A registry whose writer has panicked can do nothing any more: it does not answer, which the
+    /// guardian takes for death.
     fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Self::Result {
+        if self.writer_is_dead() {
+            tracing::error!("the registry's writer is dead: the process has to start again");
+            return Box::pin(std::future::pending());
+        }
         let (touches_waiting, touches_dropped) = {
             let touches = lock(&self.shared.touches);
             (touches.len() as u64, touches.dropped() + self.late_touches)
         };
         let counters = &self.shared.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        MessageResult(Health {
+        let health = Health {
             counters: vec![
                 ("registry_requests_waiting", read(&self.waiting)),
                 ("registry_requests_answered_total", read(&counters.answered)),
@@ -276,7 +288,8 @@ impl Handler<Probe> for Registry {
                 ),
                 ("registry_touches_dropped_total", touches_dropped),
             ],
-        })
+        };
+        Box::pin(std::future::ready(health))
     }
 }
 
@@ -441,5 +454,16 @@ mod tests {
         drop(gate.results);
         first.await.unwrap();
         second.await.unwrap();
+    }
+
+    #[actix::test]
+    async fn a_registry_without_its_writer_answers_no_probe() {
+        let mut gate = Gate::start(16);
+        // The store panics in its next sync, because nobody is there to be told.
+        gate.begun = mpsc::channel().1;
+        let answer = gate.register(0).await;
+        assert_eq!(answer.unwrap_err(), RegistryError::Store);
+        let probe = || gate.handles.probe.send(Probe);
+        while probe().timeout(Duration::from_millis(100)).await.is_ok() {}
     }
 }
