@@ -170,6 +170,14 @@ impl Hub {
         Ok(stream)
     }
 
+    /// Ends our half of a stream whose other half has ended, so that the push service need not wait.
+    pub(super) async fn drop_dead_link(&self) {
+        let mut link = self.link.lock().await;
+        if let Some(dead) = link.take_if(|link| !link.is_alive()) {
+            dead.close().await;
+        }
+    }
+
     /// Closes the stream to the push service.
     pub(super) async fn disconnect(&self) {
         if let Some(link) = self.link.lock().await.take() {

@@ -189,6 +189,7 @@ impl Outbound {
                 }
             }
             still_alive.set(false);
+            hub.drop_dead_link().await;
         });
         Link { writer, alive }
     }
