@@ -1,4 +1,4 @@
-//! How many streams there are, by where they come from.
+//! How many streams and verifications there are, by where they come from.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -14,21 +14,35 @@ pub(crate) enum Origin {
     Address(IpAddr),
     /// Streams a domain is authenticated on.
     Domain(Domain),
+    /// Dialback verifications.
+    Verifications,
+    /// Dialback verifications for peers of one address, or of one /64.
+    VerificationsFor(IpAddr),
+    /// Dialback verifications of a claimed domain.
+    VerificationsOf(Domain),
 }
 
 impl Origin {
     pub(crate) fn address(address: IpAddr) -> Self {
-        Self::Address(match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(address) => {
-                let network = address.to_bits() & !u128::from(u64::MAX);
-                Ipv6Addr::from_bits(network).into()
-            }
-        })
+        Self::Address(network(address))
+    }
+
+    pub(crate) fn verifications_for(address: IpAddr) -> Self {
+        Self::VerificationsFor(network(address))
     }
 }
 
-/// Counts streams over all lanes. Asked once per stream, so a lock will do.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let network = address.to_bits() & !u128::from(u64::MAX);
+            Ipv6Addr::from_bits(network).into()
+        }
+    }
+}
+
+/// Counts over all lanes. Asked once per stream or verification, so a lock will do.
 #[derive(Clone, Default)]
 pub(crate) struct Census(Arc<Mutex<HashMap<Origin, usize>>>);
 
@@ -48,7 +62,7 @@ impl Census {
     }
 }
 
-/// One stream's place, given back when dropped.
+/// One place, given back when dropped.
 pub(crate) struct Seat {
     census: Census,
     origin: Origin,

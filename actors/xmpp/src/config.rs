@@ -24,8 +24,19 @@ pub struct Config {
     pub streams_max: usize,
     /// Most streams accepted at a time from one address; of IPv6, from one /64.
     pub streams_per_address_max: usize,
+    /// Connections accepted per second; ten seconds' worth at once after a quiet time. Further ones wait
+    /// in the backlog.
+    pub connections_per_second_max: u32,
+    /// Connections accepted per second from one address, of IPv6 from one /64; ten seconds' worth at once
+    /// after a quiet time. Further ones are closed.
+    pub connections_per_address_per_second_max: u32,
     /// Most streams at a time on which one domain is authenticated.
     pub streams_per_domain_max: usize,
+    /// Most domains that one stream may be authenticated for (XEP-0220 §2.5).
+    pub domains_per_stream_max: usize,
+    /// Whole stanzas and other elements read per second from one stream, a second's worth at once; above,
+    /// the peer is slowed down by TCP.
+    pub stanzas_per_second_max: u32,
     /// Pushes one stream may have unanswered. When all are in use the peer is slowed down by TCP.
     pub tickets_per_stream: u32,
     /// Registration commands one stream may have unanswered; above, the stream is not read on.
@@ -37,12 +48,19 @@ pub struct Config {
     pub depth_max: u32,
     /// Most attributes of an element, namespace declarations included.
     pub attributes_max: u32,
+    /// Most namespace declarations of a stanza, all of its elements together. At most 64 may be in scope at
+    /// a time.
+    pub namespaces_max: u32,
     /// Most bytes of a tag, from `<` to `>`.
     pub tag_bytes_max: usize,
     /// Most bytes of the name of an element.
     pub name_bytes_max: usize,
     /// Seconds a stream may be open before a domain is authenticated on it.
     pub authentication_timeout_seconds: u64,
+    /// Most bytes a peer may send in all before a domain is authenticated on its stream.
+    pub bytes_before_authentication_max: usize,
+    /// Failed attempts at SASL after which the stream is closed. Peers that fail go on with dialback.
+    pub sasl_attempts_max: u32,
     /// Seconds until a publish must have its answer. ejabberd waits 32 s.
     pub reply_deadline_seconds: u64,
     /// Seconds a write may take until the peer is taken for dead.
@@ -53,13 +71,31 @@ pub struct Config {
     pub egress_wait_seconds: u64,
     /// Seconds without anything to send after which a stream to a peer is closed.
     pub idle_seconds: u64,
+    /// Seconds of silence of a peer after which the stream it opened is closed; advertised to it
+    /// (XEP-0478).
+    pub inbound_idle_seconds: u64,
+    /// Seconds of silence of ours after which a blank is sent on a stream that a peer opened, so that
+    /// nothing between forgets the connection.
+    pub keepalive_seconds: u64,
     /// Seconds a TCP connection to one target of a peer may take.
     pub connect_timeout_seconds: u64,
     /// Dialback verifications that run at a time for one stream; above, the peer gets
     /// `resource-constraint`.
     pub verifications_per_stream_max: usize,
+    /// Dialback verifications that run at a time for peers of one address; of IPv6, of one /64.
+    pub verifications_per_address_max: usize,
+    /// Dialback verifications that run at a time of the same claimed domain.
+    pub verifications_per_domain_max: usize,
     /// Dialback verifications that run at a time in the process.
     pub verifications_max: usize,
+    /// Domains that may open streams, and no others: `chat.example`, or `*.example` for everything below
+    /// `example`. Empty for all.
+    pub allow: Vec<String>,
+    /// Domains that may not, even if they are in `allow`.
+    pub deny: Vec<String>,
+    /// Whether a peer must prove its domain by a certificate. Then dialback is not offered, and no
+    /// authoritative server is asked.
+    pub require_certificates: bool,
     /// Whether the certificate authorities that the machine trusts are trusted.
     pub system_roots: bool,
     /// PEM files of further certificate authorities to trust.
@@ -80,23 +116,37 @@ impl Default for Config {
             ],
             streams_max: 4096,
             streams_per_address_max: 512,
+            connections_per_second_max: 200,
+            connections_per_address_per_second_max: 20,
             streams_per_domain_max: 16,
+            domains_per_stream_max: 256,
+            stanzas_per_second_max: 5000,
             tickets_per_stream: 1024,
             registrations_per_stream_max: 32,
             stanza_bytes_max: 262_144,
             depth_max: 32,
             attributes_max: 64,
+            namespaces_max: 256,
             tag_bytes_max: 8192,
             name_bytes_max: 256,
             authentication_timeout_seconds: 30,
+            bytes_before_authentication_max: 65_536,
+            sasl_attempts_max: 3,
             reply_deadline_seconds: 20,
             write_stall_seconds: 20,
             egress_queue_bytes_max: 1 << 20,
             egress_wait_seconds: 30,
             idle_seconds: 600,
+            inbound_idle_seconds: 3900,
+            keepalive_seconds: 300,
             connect_timeout_seconds: 10,
             verifications_per_stream_max: 4,
+            verifications_per_address_max: 32,
+            verifications_per_domain_max: 8,
             verifications_max: 128,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            require_certificates: false,
             system_roots: true,
             ca_files: Vec::new(),
             dialback_secret_file: PathBuf::from("/var/lib/campanile/dialback.secret"),
@@ -173,6 +223,26 @@ impl Config {
             self.streams_per_domain_max as u64,
             1,
         );
+        at_least(
+            "connections_per_second_max",
+            self.connections_per_second_max.into(),
+            1,
+        );
+        at_least(
+            "connections_per_address_per_second_max",
+            self.connections_per_address_per_second_max.into(),
+            1,
+        );
+        at_least(
+            "domains_per_stream_max",
+            self.domains_per_stream_max as u64,
+            1,
+        );
+        at_least(
+            "stanzas_per_second_max",
+            self.stanzas_per_second_max.into(),
+            1,
+        );
         at_least("tickets_per_stream", self.tickets_per_stream.into(), 1);
         at_least(
             "registrations_per_stream_max",
@@ -186,6 +256,7 @@ impl Config {
         );
         at_least("depth_max", self.depth_max.into(), 8);
         at_least("attributes_max", self.attributes_max.into(), 16);
+        at_least("namespaces_max", self.namespaces_max.into(), 16);
         at_least("tag_bytes_max", self.tag_bytes_max as u64, 4096);
         at_least("name_bytes_max", self.name_bytes_max as u64, 64);
         at_least(
@@ -193,6 +264,12 @@ impl Config {
             self.authentication_timeout_seconds,
             1,
         );
+        at_least(
+            "bytes_before_authentication_max",
+            self.bytes_before_authentication_max as u64,
+            2 * STANZA_BYTES_MIN as u64,
+        );
+        at_least("sasl_attempts_max", self.sasl_attempts_max.into(), 1);
         at_least("reply_deadline_seconds", self.reply_deadline_seconds, 1);
         at_least("write_stall_seconds", self.write_stall_seconds, 1);
         at_least(
@@ -202,10 +279,22 @@ impl Config {
         );
         at_least("egress_wait_seconds", self.egress_wait_seconds, 1);
         at_least("idle_seconds", self.idle_seconds, 1);
+        at_least("inbound_idle_seconds", self.inbound_idle_seconds, 1);
+        at_least("keepalive_seconds", self.keepalive_seconds, 1);
         at_least("connect_timeout_seconds", self.connect_timeout_seconds, 1);
         at_least(
             "verifications_per_stream_max",
             self.verifications_per_stream_max as u64,
+            1,
+        );
+        at_least(
+            "verifications_per_address_max",
+            self.verifications_per_address_max as u64,
+            1,
+        );
+        at_least(
+            "verifications_per_domain_max",
+            self.verifications_per_domain_max as u64,
             1,
         );
         at_least("verifications_max", self.verifications_max as u64, 1);
@@ -226,6 +315,7 @@ impl Config {
             tag_bytes_max: self.tag_bytes_max,
             name_bytes_max: self.name_bytes_max,
             attributes_max: self.attributes_max,
+            namespaces_max: self.namespaces_max,
             depth_max: self.depth_max,
         }
     }
@@ -256,6 +346,14 @@ impl Config {
 
     pub(crate) const fn idle(&self) -> Duration {
         Duration::from_secs(self.idle_seconds)
+    }
+
+    pub(crate) const fn inbound_idle(&self) -> Duration {
+        Duration::from_secs(self.inbound_idle_seconds)
+    }
+
+    pub(crate) const fn keepalive(&self) -> Duration {
+        Duration::from_secs(self.keepalive_seconds)
     }
 
     pub(crate) const fn connect_timeout(&self) -> Duration {

@@ -24,6 +24,9 @@ use crate::session::Session;
 
 /// Silence after which the system asks whether the peer is still there.
 const KEEPALIVE: Duration = Duration::from_secs(120);
+/// How often it asks, and how many times without an answer it does.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_RETRIES: u32 = 3;
 /// What an idle stream weighs against open tickets when a lane is chosen.
 const STREAM_WEIGHT: usize = 16;
 
@@ -109,6 +112,7 @@ pub(crate) struct Counters {
     pub(crate) timeouts: Count,
     pub(crate) outcomes_late: Count,
     pub(crate) replies: Count,
+    pub(crate) replies_back: Count,
     pub(crate) replies_lost: Count,
 }
 
@@ -198,7 +202,11 @@ impl Handler<AdoptStream> for Gate {
 fn prepare(socket: std::net::TcpStream) -> io::Result<TcpStream> {
     socket.set_nonblocking(true)?;
     socket.set_nodelay(true)?;
-    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
     TcpStream::from_std(socket)
 }
 
@@ -237,6 +245,7 @@ impl Handler<Probe> for Gate {
                 ("publishes_timed_out_total", counters.timeouts.get()),
                 ("outcomes_late_total", counters.outcomes_late.get()),
                 ("replies_total", counters.replies.get()),
+                ("replies_back_total", counters.replies_back.get()),
                 ("replies_unsent_total", counters.replies_lost.get()),
             ],
         }

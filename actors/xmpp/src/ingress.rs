@@ -1,7 +1,7 @@
 //! What all lanes share, prepared once.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use rustls::client::ClientConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ServerConfig;
 use rustls::sign::CertifiedKey;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::census::Census;
+use crate::census::{Census, Origin, Seat};
 use crate::jid::{self, Host};
+use crate::policy::Policy;
 use crate::service::Service;
 use crate::stream::dialback::{KeyMaker, StreamIds};
 use crate::stream::identity::{self, Names, Trust, Untrusted};
@@ -39,8 +39,8 @@ struct Inner {
     resolver: Resolver,
     key_maker: KeyMaker,
     stream_ids: StreamIds,
+    policy: Policy,
     census: Census,
-    verifications: Arc<Semaphore>,
     clock: Clock,
 }
 
@@ -85,6 +85,7 @@ impl Ingress {
         let mut errors = config.errors();
         let loaded = load_domains(domains, &mut errors);
         let hosts = load_hosts(config, &mut errors);
+        let policy = Policy::load(config, &mut errors);
         let (trust, unreadable) = load_trust(config);
         errors.extend(unreadable);
         if trust.len() == 0 {
@@ -123,8 +124,8 @@ impl Ingress {
                     resolver: Resolver::new(hosts),
                     key_maker,
                     stream_ids,
+                    policy,
                     census: Census::default(),
-                    verifications: Arc::new(Semaphore::new(config.verifications_max)),
                     clock: Clock::system(),
                 })))
             }
@@ -163,9 +164,26 @@ impl Ingress {
         &self.0.census
     }
 
-    /// Permission for one dialback verification, if not too many run.
-    pub(crate) fn verification(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0.verifications).try_acquire_owned().ok()
+    /// Whom the operator lets in.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.0.policy
+    }
+
+    /// Room for one dialback verification that a peer at `address` causes about `domain`.
+    pub(crate) fn verification(&self, address: IpAddr, domain: &Domain) -> Option<[Seat; 3]> {
+        let config = self.config();
+        let seat = |origin, max| self.0.census.seat(origin, max);
+        Some([
+            seat(Origin::Verifications, config.verifications_max)?,
+            seat(
+                Origin::verifications_for(address),
+                config.verifications_per_address_max,
+            )?,
+            seat(
+                Origin::VerificationsOf(domain.clone()),
+                config.verifications_per_domain_max,
+            )?,
+        ])
     }
 
     /// Whether a certificate chain proves that its owner is `domain`.
@@ -314,6 +332,7 @@ pub fn inspect(config: &Config, domains: &[DomainConfig], clock: &Clock) -> Vec<
     let mut errors = config.errors();
     load_domains(domains, &mut errors);
     load_hosts(config, &mut errors);
+    Policy::load(config, &mut errors);
     let (trust, unreadable) = load_trust(config);
     errors.extend(unreadable);
     if config.dialback_secret_file.exists() {

@@ -13,6 +13,7 @@
 //!
 //! `xml`, `service`, `reply` and `pending` compute and do no I/O; `stream` negotiates.
 
+mod back;
 mod census;
 mod config;
 pub mod egress;
@@ -21,7 +22,9 @@ pub mod gate;
 mod ingress;
 mod jid;
 pub mod listener;
+mod pace;
 mod pending;
+mod policy;
 mod reply;
 mod service;
 mod session;

@@ -1,6 +1,6 @@
 //! Accepts connections on the control arbiter and hands each to the lane that has least to do.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
@@ -10,19 +10,23 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Recipient, ResponseFuture, Supervised, Supervisor};
 use futures_util::future::join_all;
 use messages::{Drain, Drained, Health, Probe};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::Semaphore;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::census::Origin;
 use crate::gate::{self, AdoptStream, Count, Places};
+use crate::pace::{Pace, Pacer, Taken};
 use crate::{Config, Error, Ingress};
 
 /// Connections that wait in the system while none is accepted.
 const BACKLOG: i32 = 1024;
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The quiet time after which connections may come faster for a while.
+const BURST: Duration = Duration::from_secs(10);
 
 /// What a listener accepts.
 #[derive(Clone)]
@@ -66,10 +70,15 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Starts accepting from bound sockets on the current arbiter, for these lanes.
 #[must_use]
 pub fn start(ingress: &Ingress, sockets: Vec<TcpListener>, lanes: Vec<gate::Handles>) -> Handles {
+    let config = ingress.config();
+    let per_address = Pace::per_second(config.connections_per_address_per_second_max, BURST);
     let acceptor = Rc::new(Acceptor {
         ingress: ingress.clone(),
         lanes,
-        places: Arc::new(Semaphore::new(ingress.config().streams_max)),
+        pace: Pace::per_second(config.connections_per_second_max, BURST),
+        taken: RefCell::default(),
+        addresses: RefCell::new(Pacer::new(per_address)),
+        places: Arc::new(Semaphore::new(config.streams_max)),
         accepted: Count::default(),
         refused: Count::default(),
         failed: Count::default(),
@@ -145,6 +154,10 @@ impl Handler<Probe> for Listener {
 struct Acceptor {
     ingress: Ingress,
     lanes: Vec<gate::Handles>,
+    /// How fast connections are taken over, from all addresses and from each.
+    pace: Pace,
+    taken: RefCell<Taken>,
+    addresses: RefCell<Pacer<Origin>>,
     /// One for each stream there may be.
     places: Arc<Semaphore>,
     accepted: Count,
@@ -170,7 +183,7 @@ impl Acceptor {
             match listening.accept().await {
                 Ok((socket, address)) => {
                     backoff = BACKOFF_MIN;
-                    self.hand_over(socket, address, place);
+                    self.take_over(socket, address, place).await;
                 }
                 Err(error) => {
                     self.failed.add(1);
@@ -182,19 +195,27 @@ impl Acceptor {
         }
     }
 
-    fn hand_over(
-        &self,
-        socket: tokio::net::TcpStream,
-        address: SocketAddr,
-        total: tokio::sync::OwnedSemaphorePermit,
-    ) {
-        let max = self.ingress.config().streams_per_address_max;
+    /// One address is refused before it can use up what is there for all of them.
+    async fn take_over(&self, socket: TcpStream, address: SocketAddr, total: OwnedSemaphorePermit) {
         let origin = Origin::address(address.ip());
+        let in_pace = self
+            .addresses
+            .borrow_mut()
+            .take(origin.clone(), Instant::now());
+        if !in_pace {
+            return self.refuse(&socket, address, "too many connections a second");
+        }
+        let max = self.ingress.config().streams_per_address_max;
         let Some(seat) = self.ingress.census().seat(origin, max) else {
-            self.refused.add(1);
-            tracing::info!(%address, stage = "accept", "a stream failed: too many streams from its address");
-            return;
+            return self.refuse(&socket, address, "too many streams");
         };
+        loop {
+            let taken = self.taken.borrow_mut().take(self.pace, Instant::now());
+            match taken {
+                Ok(()) => break,
+                Err(later) => sleep_until(later).await,
+            }
+        }
         let socket = match socket.into_std() {
             Ok(socket) => socket,
             Err(error) => {
@@ -214,6 +235,14 @@ impl Acceptor {
             Some(lane) if lane.adopt.try_send(adopt).is_ok() => {}
             _ => self.refused.add(1),
         }
+    }
+
+    /// Ends a connection at no cost: without TLS, and without a state that the system would keep for it.
+    fn refuse(&self, socket: &TcpStream, address: SocketAddr, reason: &str) {
+        self.refused.add(1);
+        tracing::info!(%address, stage = "accept", "a stream failed: {reason} from its address");
+        // If that cannot be set, the connection is closed in the ordinary way.
+        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
     }
 
     fn least_busy(&self) -> Option<&gate::Handles> {

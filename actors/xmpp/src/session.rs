@@ -1,7 +1,8 @@
 //! One stream that a peer opened: reads stanzas, holds a ticket for each publish, answers every iq once.
 //!
 //! The actor has the tickets and receives outcomes; a task beside it on the same thread has the socket.
-//! Answers go over the egress, so the actor outlives its socket until all that was asked is answered.
+//! Answers go over the egress, or back on the stream itself where the peer wants that (XEP-0288). The actor
+//! outlives its socket until all that was asked is answered.
 
 use std::cell::{Cell, RefCell};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -22,12 +23,14 @@ use messages::{
 };
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{sleep_until, timeout, timeout_at};
+use tokio::time::{self, sleep_until, timeout, timeout_at};
 
+use crate::back::Back;
 use crate::egress::EgressBatch;
 use crate::gate::{Lane, Places};
 use crate::ingress::Served;
 use crate::jid::{self, Jid};
+use crate::pace::{Pace, Taken};
 use crate::pending::Pending;
 use crate::reply;
 use crate::service::{self, Answer};
@@ -45,7 +48,9 @@ const TICK: Duration = Duration::from_millis(500);
 const BACKSTOP: Duration = Duration::from_secs(2);
 /// How long the registry may take.
 const REGISTRY_LIMIT: Duration = Duration::from_secs(5);
-/// How long a drained stream may take to close.
+/// The quiet time after which stanzas may come faster for a while.
+const BURST: Duration = Duration::from_secs(1);
+/// How long a drained or idle stream may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// What the stream task shall do.
@@ -62,6 +67,8 @@ enum Order {
 struct Core {
     lane: Rc<Lane>,
     pending: RefCell<Pending>,
+    /// The answers that go back on the stream, while they may: between one pair of domains only.
+    back: RefCell<Option<Back>>,
     /// Registration commands without answer.
     registering: Cell<usize>,
     order: Cell<Order>,
@@ -156,17 +163,44 @@ impl Core {
         (count + self.registering.get()) as u64
     }
 
-    /// Hands answers to the egress that owns the peer's stream.
+    /// Sends answers back on the stream, or by the egress.
     fn send(&self, replies: Replies) {
-        let counters = &self.lane.counters;
         for batch in replies.batches {
-            counters.replies.add(batch.replies);
-            let lost = batch.replies;
-            let lanes = &self.lane.edges.egress;
-            let owner = lanes.get(owner(&batch.remote, lanes.len()));
-            if owner.is_none_or(|owner| owner.try_send(batch).is_err()) {
-                counters.replies_lost.add(lost);
+            self.lane.counters.replies.add(batch.replies);
+            if let Err(batch) = self.send_back(batch) {
+                self.send_out(batch);
             }
+        }
+    }
+
+    /// Lays answers down for the stream task, if they may go back and there is room.
+    fn send_back(&self, batch: EgressBatch) -> Result<(), EgressBatch> {
+        match self.back.borrow_mut().as_mut() {
+            Some(back) => back.push(batch)?,
+            None => return Err(batch),
+        }
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    fn take_back(&self) -> Option<EgressBatch> {
+        self.back.borrow_mut().as_mut()?.take()
+    }
+
+    /// From now on all answers take the egress, those not yet written as well.
+    fn close_back(&self) {
+        if let Some(rest) = self.back.take().and_then(|mut back| back.take()) {
+            self.send_out(rest);
+        }
+    }
+
+    /// Hands answers to the egress that owns the peer's stream.
+    fn send_out(&self, batch: EgressBatch) {
+        let lost = batch.replies;
+        let lanes = &self.lane.edges.egress;
+        let owner = lanes.get(owner(&batch.remote, lanes.len()));
+        if owner.is_none_or(|owner| owner.try_send(batch).is_err()) {
+            self.lane.counters.replies_lost.add(lost);
         }
     }
 
@@ -293,6 +327,7 @@ impl Session {
         let core = Rc::new(Core {
             lane,
             pending: RefCell::new(Pending::new(tickets)),
+            back: RefCell::default(),
             registering: Cell::new(0),
             order: Cell::new(Order::Run),
             stalled: Cell::new(false),
@@ -366,11 +401,14 @@ struct StreamTask {
     session: Addr<Session>,
     address: SocketAddr,
     trace: Trace,
+    pace: Pace,
+    taken: Taken,
     _places: Places,
 }
 
 impl Drop for StreamTask {
     fn drop(&mut self) {
+        self.core.close_back();
         self.core.open.set(false);
         self.core.settled.notify_one();
         self.core.lane.counters.streams_open.remove(1);
@@ -379,6 +417,56 @@ impl Drop for StreamTask {
 }
 
 type Verifications = FuturesUnordered<LocalBoxFuture<'static, inbound::Verified>>;
+
+/// Why units stay in the buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// All tickets or registrations are in use.
+    Full,
+    /// They came too fast; the next one has its turn then.
+    Until(time::Instant),
+}
+
+/// What has to be done when nothing happens.
+#[derive(Clone, Copy)]
+enum Due {
+    /// Go on with what is in the buffer.
+    Read,
+    /// Send away who is not authenticated.
+    Refuse,
+    /// End a stream that is silent.
+    End,
+    /// Show that we are there.
+    Blank,
+}
+
+/// When what is due.
+struct Agenda {
+    refuse: time::Instant,
+    end: time::Instant,
+    blank: time::Instant,
+}
+
+impl Agenda {
+    /// The next thing. A stream that is not read is not silent.
+    fn next(&self, authenticated: bool, pause: Option<Pause>) -> (time::Instant, Due) {
+        let mut next = match authenticated {
+            false => (self.refuse, Due::Refuse),
+            true => (self.blank, Due::Blank),
+        };
+        let mut earlier = |at, due| {
+            if at < next.0 {
+                next = (at, due);
+            }
+        };
+        match pause {
+            None if authenticated => earlier(self.end, Due::End),
+            Some(Pause::Until(at)) => earlier(at, Due::Read),
+            None | Some(Pause::Full) => {}
+        }
+        next
+    }
+}
 
 /// What one read brought.
 struct Batch {
@@ -392,11 +480,14 @@ impl StreamTask {
         core.lane.counters.streams_open.add(1);
         core.lane.counters.streams.add(1);
         core.lane.load.add_stream();
+        let stanzas = core.lane.ingress.config().stanzas_per_second_max;
         Self {
             core,
             session,
             address,
             trace: Trace::default(),
+            pace: Pace::per_second(stanzas, BURST),
+            taken: Taken::default(),
             _places: places,
         }
     }
@@ -404,13 +495,16 @@ impl StreamTask {
     async fn run(mut self, socket: TcpStream) {
         let lane = Rc::clone(&self.core.lane);
         let limit = lane.ingress.config().authentication_timeout();
-        let deadline = tokio::time::Instant::now() + limit;
-        let mut stream =
-            match inbound::secure(socket, &lane.ingress, deadline, &mut self.trace).await {
-                Ok(stream) => stream,
-                Err(fault) => return self.report(&fault, None),
-            };
-        let fault = match self.serve(&mut stream, deadline).await {
+        let deadline = time::Instant::now() + limit;
+        let (ingress, ip) = (&lane.ingress, self.address.ip());
+        let mut stream = match inbound::secure(socket, ip, ingress, deadline, &mut self.trace).await
+        {
+            Ok(stream) => stream,
+            Err(fault) => return self.report(&fault, None),
+        };
+        let served = self.serve(&mut stream, deadline).await;
+        self.core.close_back();
+        let fault = match served {
             Ok(()) => {
                 stream.framed.close(None).await;
                 return;
@@ -443,41 +537,95 @@ impl StreamTask {
     }
 
     /// Reads until the stream ends, or `Ok` when it shall be closed.
-    async fn serve(
-        &mut self,
-        stream: &mut Inbound,
-        deadline: tokio::time::Instant,
-    ) -> Result<(), Fault> {
+    async fn serve(&mut self, stream: &mut Inbound, deadline: time::Instant) -> Result<(), Fault> {
+        let config = self.core.lane.ingress.config();
+        let (idle, keepalive) = (config.inbound_idle(), config.keepalive());
         let mut verifications = FuturesUnordered::new();
+        let mut agenda = Agenda {
+            refuse: deadline,
+            end: time::Instant::now() + idle,
+            blank: time::Instant::now() + keepalive,
+        };
         loop {
-            let full = self.take_units(stream, &mut verifications).await?;
-            let reading = self.core.order.get() == Order::Run && !full;
+            let pause = self.take_units(stream, &mut verifications).await?;
+            if self.write_back(stream).await? {
+                agenda.blank = time::Instant::now() + keepalive;
+            }
+            let order = self.core.order.get();
+            if order == Order::Close {
+                return Ok(());
+            }
+            let reading = order == Order::Run && pause.is_none();
+            let (at, due) = agenda.next(stream.is_authenticated(), pause);
             tokio::select! {
                 () = self.core.changed.notified() => {}
-                read = stream.framed.fill(), if reading => read?,
+                read = stream.framed.fill(), if reading => {
+                    read?;
+                    if !stream.framed.is_ended() {
+                        agenda.end = time::Instant::now() + idle;
+                    }
+                }
                 Some(verified) = verifications.next() => stream.verified(verified).await?,
-                () = sleep_until(deadline), if !stream.is_authenticated() => {
-                    return Err(Fault::TimedOut("it did not authenticate in time"));
+                () = sleep_until(at) => match due {
+                    Due::Read => {}
+                    Due::Refuse => {
+                        return Err(Fault::TimedOut("it did not authenticate in time"));
+                    }
+                    Due::End if stream.framed.is_ended() => return Ok(()),
+                    Due::End => {
+                        // What it sends before it does the same is served still (RFC 6120 §4.4).
+                        self.core.close_back();
+                        stream.framed.end().await?;
+                        agenda.end = time::Instant::now() + CLOSE_LIMIT;
+                        agenda.blank = agenda.end + keepalive;
+                    }
+                    Due::Blank => {
+                        stream.framed.send(b" ").await?;
+                        agenda.blank = time::Instant::now() + keepalive;
+                    }
                 }
             }
             self.core.stalled.set(false);
             if stream.is_authenticated() {
                 self.trace.stage = Stage::Open;
-            }
-            if self.core.order.get() == Order::Close {
-                return Ok(());
+                self.open_back(stream);
             }
         }
     }
 
-    /// Takes all whole units off the buffer. Returns whether it stopped for want of tickets.
+    /// Lets answers go back on the stream if the peer wants that.
+    fn open_back(&self, stream: &Inbound) {
+        let mut back = self.core.back.borrow_mut();
+        if back.is_some() || stream.framed.is_ended() {
+            return;
+        }
+        if let Some((local, remote)) = stream.way_back() {
+            let max = self.core.lane.ingress.config().egress_queue_bytes_max;
+            *back = Some(Back::new(local, remote, max));
+        }
+    }
+
+    /// Writes the answers that go back on the stream. Returns whether there were any.
+    async fn write_back(&self, stream: &mut Inbound) -> Result<bool, Fault> {
+        let Some(batch) = self.core.take_back() else {
+            return Ok(false);
+        };
+        let written = stream.framed.send(&batch.stanzas).await;
+        match written {
+            Ok(()) => self.core.lane.counters.replies_back.add(batch.replies),
+            Err(_) => self.core.send_out(batch),
+        }
+        written.map(|()| true)
+    }
+
+    /// Takes all whole units off the buffer. Returns why it stopped before, if it did.
     async fn take_units(
-        &self,
+        &mut self,
         stream: &mut Inbound,
         verifications: &mut Verifications,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Option<Pause>, Fault> {
         if self.core.order.get() != Order::Run {
-            return Ok(false);
+            return Ok(None);
         }
         let mut batch = Batch {
             deadline: Instant::now() + self.core.lane.ingress.config().reply_deadline(),
@@ -496,20 +644,21 @@ impl StreamTask {
     }
 
     async fn take_each(
-        &self,
+        &mut self,
         stream: &mut Inbound,
         verifications: &mut Verifications,
         batch: &mut Batch,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Option<Pause>, Fault> {
+        let now = time::Instant::now();
         loop {
             if self.core.is_full() {
                 self.core.stalled.set(true);
                 self.core.lane.counters.stalls.add(1);
-                return Ok(true);
+                return Ok(Some(Pause::Full));
             }
             let len = match stream.framed.unit()? {
                 Unit::Element(len) => len,
-                Unit::Incomplete => return Ok(false),
+                Unit::Incomplete => return Ok(None),
                 Unit::Close(_) => return Err(Fault::Ended),
                 Unit::Header(_) => return Err(XmlError::BadFormat.into()),
                 Unit::Whitespace(len) => {
@@ -517,6 +666,9 @@ impl StreamTask {
                     continue;
                 }
             };
+            if let Err(later) = self.taken.take(self.pace, now) {
+                return Ok(Some(Pause::Until(later)));
+            }
             let rest = self.take_stanza(stream, len, batch)?;
             stream.framed.consume(len);
             if let Some(element) = rest {

@@ -9,11 +9,15 @@ use tokio::time::timeout;
 use super::Fault;
 use crate::xml::header::StreamHeader;
 use crate::xml::splitter::{Limits, Splitter, Unit};
+use crate::xml::stream_error::StreamCondition;
 use crate::xml::stream_error::StreamError;
 use crate::xml::{self, Element, Namespaces, XmlError, ns};
 
 /// Room made for a read: one TLS record.
 const READ_BYTES: usize = 16 * 1024;
+const CLOSE: &[u8] = b"</stream:stream>";
+/// What the buffer of a stream may keep while there is nothing in it.
+const KEPT_BYTES: usize = 4 * READ_BYTES;
 /// How long a closed stream is read on, so that the peer gets our last words before the reset that
 /// unread data would cause.
 const LINGER: Duration = Duration::from_secs(2);
@@ -25,6 +29,10 @@ pub(crate) struct Framed<T> {
     splitter: Splitter,
     namespaces: Namespaces,
     write_stall: Duration,
+    /// Bytes that may still be read, if they are counted.
+    allowance: Option<usize>,
+    /// Whether our closing tag is sent.
+    ended: bool,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
@@ -36,6 +44,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             splitter: Splitter::new(limits),
             namespaces: Namespaces::default(),
             write_stall,
+            allowance: None,
+            ended: false,
         }
     }
 
@@ -47,6 +57,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
 
     pub(crate) const fn set_limits(&mut self, limits: Limits) {
         self.splitter.set_limits(limits);
+    }
+
+    /// Lets only so many more bytes be read, or any number.
+    pub(crate) const fn set_allowance(&mut self, bytes: Option<usize>) {
+        self.allowance = bytes;
+    }
+
+    /// What is left of the allowance.
+    pub(crate) const fn allowance(&self) -> Option<usize> {
+        self.allowance
+    }
+
+    /// The connection, for what is known of it.
+    pub(crate) const fn io(&self) -> &T {
+        &self.io
     }
 
     /// Expects a stream header again.
@@ -72,11 +97,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
 
     /// Reads once. Dropping the future loses nothing.
     pub(crate) async fn fill(&mut self) -> Result<(), Fault> {
-        self.buffer.reserve(READ_BYTES);
-        match self.io.read_buf(&mut self.buffer).await? {
-            0 => Err(Fault::Disconnected),
-            _ => Ok(()),
+        // One large stanza must not hold its memory for as long as the stream lives.
+        if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BYTES {
+            self.buffer = BytesMut::new();
         }
+        self.buffer.reserve(READ_BYTES);
+        let read = self.io.read_buf(&mut self.buffer).await?;
+        if read == 0 {
+            return Err(Fault::Disconnected);
+        }
+        if let Some(allowance) = &mut self.allowance {
+            *allowance = allowance.checked_sub(read).ok_or(Fault::refuse(
+                StreamCondition::PolicyViolation,
+                "too many bytes came before authentication",
+            ))?;
+        }
+        Ok(())
     }
 
     /// Waits for the next unit that is not white space. Dropping the future loses nothing.
@@ -138,14 +174,28 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
         }
     }
 
+    /// Ends our side of the stream; what the peer still sends can be read until it does the same
+    /// (RFC 6120 §4.4).
+    pub(crate) async fn end(&mut self) -> Result<(), Fault> {
+        self.ended = true;
+        self.send(CLOSE).await
+    }
+
+    /// Whether our side of the stream has ended.
+    pub(crate) const fn is_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Closes the stream, after `last` words if there are any: the closing tag, TLS `close_notify`, and
     /// a moment for the peer to do the same (RFC 6120 §4.4).
     pub(crate) async fn close(mut self, last: Option<StreamError>) {
         let mut bytes = Vec::new();
-        if let Some(error) = last {
-            error.render(&mut bytes);
+        if !self.ended {
+            if let Some(error) = last {
+                error.render(&mut bytes);
+            }
+            bytes.extend_from_slice(CLOSE);
         }
-        bytes.extend_from_slice(b"</stream:stream>");
         let goodbye = async {
             self.io.write_all(&bytes).await?;
             self.io.shutdown().await?;

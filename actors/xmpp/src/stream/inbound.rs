@@ -4,12 +4,12 @@
 //! SASL EXTERNAL, and dialback in the roles of the receiving and of the authoritative server. Dialback
 //! needs no restart, may come at any time and for several domains, so both go on as long as the stream.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use messages::Domain;
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -26,10 +26,6 @@ use crate::xml::stanza::{Condition, ErrorType};
 use crate::xml::stream_error::StreamCondition;
 use crate::xml::{Element, write};
 
-/// Failed attempts at SASL before the stream is closed: peers that fail go on with dialback.
-const SASL_ATTEMPTS_MAX: u32 = 3;
-/// Domains one stream may speak for. Servers with many domains may send all of them over one stream.
-const DOMAINS_MAX: usize = 256;
 /// How long the authoritative server may take, over all its targets.
 const VERIFICATION_LIMIT: Duration = Duration::from_secs(30);
 
@@ -44,6 +40,7 @@ struct Opening {
 /// the connection is closed.
 pub(crate) async fn secure(
     tcp: TcpStream,
+    address: IpAddr,
     ingress: &Ingress,
     deadline: Instant,
     trace: &mut Trace,
@@ -51,6 +48,7 @@ pub(crate) async fn secure(
     let config = ingress.config();
     let limits = config.limits_before_authentication();
     let mut clear = Framed::new(tcp, limits, config.write_stall());
+    clear.set_allowance(Some(config.bytes_before_authentication_max));
     let opening = match within(deadline, start_tls(&mut clear, ingress, trace)).await {
         Ok(opening) => opening,
         Err(fault) => {
@@ -60,6 +58,7 @@ pub(crate) async fn secure(
     };
 
     trace.stage = Stage::Tls;
+    let allowance = clear.allowance();
     let served = ingress.served(opening.local.as_str()).ok_or(Fault::Ended)?;
     let handshake = TlsAcceptor::from(served.acceptor()).accept(clear.into_io());
     let tls = within(deadline, async { Ok(handshake.await?) }).await?;
@@ -72,6 +71,7 @@ pub(crate) async fn secure(
 
     trace.stage = Stage::Header;
     let mut framed = Framed::new(tls, limits, config.write_stall());
+    framed.set_allowance(allowance);
     let secured = within(deadline, reopen(&mut framed, ingress, &opening, trace)).await;
     let (peer, id) = match secured {
         Ok(secured) => secured,
@@ -84,6 +84,7 @@ pub(crate) async fn secure(
     let verdict = ingress.judge(&chain, &peer);
     let mut stream = Inbound {
         framed,
+        address,
         ingress: ingress.clone(),
         local: opening.local,
         offers_external: verdict.is_ok() && ingress.served(peer.as_str()).is_none(),
@@ -95,6 +96,7 @@ pub(crate) async fn secure(
         challenged: false,
         authenticated: Vec::new(),
         verifying: 0,
+        bidirectional: false,
     };
     let mut features = Vec::new();
     stream.render_features(&mut features);
@@ -195,6 +197,7 @@ where
         .map(Served::domain);
     let peer = from.as_ref().and_then(|from| from.as_ref().ok());
     trace.peer = peer.cloned();
+    let unwanted = peer.and_then(|peer| ingress.policy().admit(peer).err());
     open_stream(
         answer,
         local.unwrap_or_else(|| ingress.first()),
@@ -219,6 +222,8 @@ where
             StreamCondition::HostUnknown,
             "this domain is not served here",
         ))
+    } else if let Some(reason) = unwanted {
+        Some(Fault::refuse(StreamCondition::PolicyViolation, reason))
     } else if before.is_some_and(|before| {
         Some(&before.local) != local || (before.peer.is_some() && before.peer.as_ref() != peer)
     }) {
@@ -245,6 +250,7 @@ where
 /// A secured stream.
 pub(crate) struct Inbound {
     pub(crate) framed: Framed<TlsStream<TcpStream>>,
+    address: IpAddr,
     ingress: Ingress,
     /// The domain the stream was opened to.
     local: Domain,
@@ -263,6 +269,8 @@ pub(crate) struct Inbound {
     /// The domains the peer has proven to be, each with its seat.
     authenticated: Vec<(Domain, Seat)>,
     verifying: usize,
+    /// Whether the peer takes stanzas on this stream (XEP-0288).
+    bidirectional: bool,
 }
 
 /// A dialback key that is being checked.
@@ -273,7 +281,7 @@ pub(crate) struct Verification {
     pub(crate) to: Domain,
     key: String,
     id: String,
-    _permit: OwnedSemaphorePermit,
+    _seats: [Seat; 3],
 }
 
 /// What the authoritative server said of it.
@@ -306,6 +314,14 @@ impl Inbound {
     /// Why the peer's certificate did not do, for the log.
     pub(crate) const fn verdict(&self) -> &Result<(), identity::Untrusted> {
         &self.verdict
+    }
+
+    /// Served domain and peer between which stanzas may go back on this stream, once that is settled: the
+    /// pair of its header, not those that were proven on it beside (XEP-0288 §2).
+    pub(crate) fn way_back(&self) -> Option<(&Domain, &Domain)> {
+        let is_peer = |(domain, _): &(Domain, Seat)| *domain == self.peer;
+        let open = self.bidirectional && self.authenticated.iter().any(is_peer);
+        open.then_some((&self.local, &self.peer))
     }
 
     /// The authenticated domain that an address is of.
@@ -347,8 +363,12 @@ impl Inbound {
             }
             // An answer to what was never asked on this stream, so it proves nothing (XEP-0220 §2.4).
             (ns::DIALBACK, _) => Ok(None),
-            // Asked for at odd times and in either namespace; not offered, hence without effect.
-            ("urn:xmpp:bidi" | "urn:xmpp:features:bidi", _) => Ok(None),
+            // In either namespace, since ejabberd confused them, and with any content. It is asked for
+            // before authentication (XEP-0288 §2.2); at odd times it has no effect.
+            (ns::BIDI | ns::BIDI_FEATURE, _) => {
+                self.bidirectional |= element.name() == "bidi" && !self.is_authenticated();
+                Ok(None)
+            }
             _ => Err(Fault::refuse(
                 StreamCondition::UnsupportedStanzaType,
                 "an element came that is not known here",
@@ -382,7 +402,7 @@ impl Inbound {
         };
         match checked {
             Ok(()) => {
-                self.admit(self.peer.clone())?;
+                self.admit(self.peer.clone(), "EXTERNAL")?;
                 self.framed
                     .send(b"<success xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/>")
                     .await?;
@@ -395,7 +415,7 @@ impl Inbound {
                 });
                 self.framed.send(&answer).await?;
                 self.sasl_attempts += 1;
-                if self.sasl_attempts < SASL_ATTEMPTS_MAX {
+                if self.sasl_attempts < self.ingress.config().sasl_attempts_max {
                     return Ok(());
                 }
                 Err(Fault::refuse(
@@ -431,14 +451,28 @@ impl Inbound {
     }
 
     fn render_features(&self, out: &mut Vec<u8>) {
+        let config = self.ingress.config();
         write::element(out, "stream:features", &[], |out| {
             if self.offers_external {
                 write::element(out, "mechanisms", &[("xmlns", ns::SASL)], |out| {
                     write::element(out, "mechanism", &[], |out| write::text(out, "EXTERNAL"));
                 });
             }
-            write::element(out, "dialback", &[("xmlns", ns::DIALBACK_FEATURE)], |out| {
-                write::empty(out, "errors", &[]);
+            if !config.require_certificates {
+                write::element(out, "dialback", &[("xmlns", ns::DIALBACK_FEATURE)], |out| {
+                    write::empty(out, "errors", &[]);
+                });
+            }
+            if !self.is_authenticated() {
+                write::empty(out, "bidi", &[("xmlns", ns::BIDI_FEATURE)]);
+            }
+            // Those of an authenticated peer: dialback has no restart at which they could be raised.
+            write::element(out, "limits", &[("xmlns", ns::LIMITS)], |out| {
+                let mut limit = |name, value: &str| {
+                    write::element(out, name, &[], |out| write::text(out, value));
+                };
+                limit("max-bytes", &config.stanza_bytes_max.to_string());
+                limit("idle-seconds", &config.inbound_idle_seconds.to_string());
             });
         });
     }
@@ -450,15 +484,25 @@ impl Inbound {
             (ErrorType::Cancel, Condition::ItemNotFound)
         } else if self.ingress.served(from.as_str()).is_some() {
             (ErrorType::Cancel, Condition::NotAllowed)
+        } else if self.ingress.policy().admit(&from).is_err() {
+            (ErrorType::Cancel, Condition::PolicyViolation)
         } else if self.sender(from.as_str()).is_some()
             || self.ingress.judge(&self.chain, &from).is_ok()
         {
             // The certificate says it already, or another key did: nobody needs to be asked.
-            self.admit(from.clone())?;
+            self.admit(from.clone(), "dialback without dialling")?;
             return self.answer_claim(&from, &to, true).await.map(|()| None);
+        } else if self.ingress.config().require_certificates {
+            if !self.is_authenticated() {
+                return Err(Fault::refuse(
+                    StreamCondition::PolicyViolation,
+                    "a certificate that proves the domain is required here, dialback does not do",
+                ));
+            }
+            (ErrorType::Cancel, Condition::PolicyViolation)
         } else {
-            match self.ingress.verification() {
-                Some(permit)
+            match self.ingress.verification(self.address, &from) {
+                Some(seats)
                     if self.verifying < self.ingress.config().verifications_per_stream_max =>
                 {
                     self.verifying += 1;
@@ -467,7 +511,7 @@ impl Inbound {
                         to,
                         key: element.text().trim().to_owned(),
                         id: self.id.clone(),
-                        _permit: permit,
+                        _seats: seats,
                     }));
                 }
                 _ => (ErrorType::Wait, Condition::ResourceConstraint),
@@ -485,7 +529,7 @@ impl Inbound {
         let Verified { from, to, said } = verified;
         match said {
             Ok(true) => {
-                self.admit(from.clone())?;
+                self.admit(from.clone(), "dialback")?;
                 self.answer_claim(&from, &to, true).await
             }
             Ok(false) => {
@@ -569,19 +613,27 @@ impl Inbound {
     }
 
     /// Takes a domain as authenticated on this stream.
-    fn admit(&mut self, domain: Domain) -> Result<(), Fault> {
+    fn admit(&mut self, domain: Domain, method: &'static str) -> Result<(), Fault> {
         if self.authenticated.iter().any(|(known, _)| *known == domain) {
             return Ok(());
         }
-        let max = self.ingress.config().streams_per_domain_max;
+        let config = self.ingress.config();
+        let max = config.streams_per_domain_max;
         let seat = self
             .ingress
             .census()
             .seat(Origin::Domain(domain.clone()), max);
         match seat {
-            Some(seat) if self.authenticated.len() < DOMAINS_MAX => {
+            Some(seat) if self.authenticated.len() < config.domains_per_stream_max => {
+                if self.authenticated.is_empty() {
+                    let (_, tls) = self.framed.io().get_ref();
+                    let tls = tls.protocol_version().and_then(|version| version.as_str());
+                    let address = self.address;
+                    tracing::info!(peer = %domain, %address, method, tls, "stream from a peer authenticated");
+                    self.framed.set_limits(config.limits());
+                    self.framed.set_allowance(None);
+                }
                 self.authenticated.push((domain, seat));
-                self.framed.set_limits(self.ingress.config().limits());
                 Ok(())
             }
             _ => Err(Fault::refuse(

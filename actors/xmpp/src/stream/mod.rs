@@ -33,6 +33,12 @@ pub(crate) mod ns {
     pub(crate) const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
     /// XEP-0220 §2.3.
     pub(crate) const DIALBACK_FEATURE: &str = "urn:xmpp:features:dialback";
+    /// XEP-0288, the request.
+    pub(crate) const BIDI: &str = "urn:xmpp:bidi";
+    /// XEP-0288, the feature.
+    pub(crate) const BIDI_FEATURE: &str = "urn:xmpp:features:bidi";
+    /// XEP-0478.
+    pub(crate) const LIMITS: &str = "urn:xmpp:stream-limits:0";
 }
 
 /// Why a stream is over. The text is for logs and says nothing of its stanzas.

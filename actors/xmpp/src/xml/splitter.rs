@@ -18,6 +18,8 @@ pub(crate) struct Limits {
     pub(crate) name_bytes_max: usize,
     /// Most attributes of a tag, namespace declarations among them.
     pub(crate) attributes_max: u32,
+    /// Most namespace declarations of a unit.
+    pub(crate) namespaces_max: u32,
     /// Most levels of elements; the stanza itself is the first.
     pub(crate) depth_max: u32,
 }
@@ -73,6 +75,10 @@ pub(crate) struct Splitter {
     tag_start: usize,
     /// Attributes of the current tag so far.
     attributes: u32,
+    /// Where the next attribute of the current tag begins.
+    attribute_start: usize,
+    /// Namespace declarations of the current unit so far.
+    namespaces: u32,
     /// Open elements of the current unit.
     depth: u32,
 }
@@ -93,6 +99,8 @@ impl Splitter {
             position: 0,
             tag_start: 0,
             attributes: 0,
+            attribute_start: 0,
+            namespaces: 0,
             depth: 0,
         }
     }
@@ -151,6 +159,7 @@ impl Splitter {
             return Ok(Step::Done(Unit::Whitespace(blank)));
         }
         self.depth = 0;
+        self.namespaces = 0;
         self.open_at(unit, 0)
     }
 
@@ -220,7 +229,10 @@ impl Splitter {
         let rest = tail(window, self.position);
         match rest.iter().position(|byte| ends_name(*byte)) {
             Some(at) if self.position + at == start => Err(XmlError::NotWellFormed),
-            Some(at) => Ok(self.go(State::Tag, self.position + at)),
+            Some(at) => {
+                self.attribute_start = self.position + at;
+                Ok(self.go(State::Tag, self.attribute_start))
+            }
             None if window.len() > longest => Err(XmlError::NameTooLong),
             None => Ok(self.starve(window)),
         }
@@ -237,6 +249,11 @@ impl Splitter {
             }
             Some(quote) => {
                 self.attributes += 1;
+                let name = tail(head(unit, at), self.attribute_start).trim_ascii_start();
+                self.namespaces += u32::from(name.starts_with(b"xmlns"));
+                if self.namespaces > self.limits.namespaces_max {
+                    return Err(XmlError::TooManyNamespaces);
+                }
                 Ok(self.go(State::Quoted(*quote), at + 1))
             }
             None => Ok(Step::Starved),
@@ -245,7 +262,10 @@ impl Splitter {
 
     fn quoted(&mut self, unit: &[u8], quote: u8) -> Result<Step, XmlError> {
         match self.find_in_tag(unit, |rest| memchr(quote, rest))? {
-            Some(at) => Ok(self.go(State::Tag, at + 1)),
+            Some(at) => {
+                self.attribute_start = at + 1;
+                Ok(self.go(State::Tag, at + 1))
+            }
             None => Ok(Step::Starved),
         }
     }
@@ -348,6 +368,7 @@ mod tests {
         tag_bytes_max: 60,
         name_bytes_max: 20,
         attributes_max: 3,
+        namespaces_max: 4,
         depth_max: 4,
     };
 
@@ -485,6 +506,14 @@ mod tests {
             "<a b='' c='' d='' e=''>",
             &[],
             Err(XmlError::TooManyAttributes),
+        );
+
+        let whole = "<a xmlns='' b=''><b xmlns:c='' xmlns=''/><b xmlns = ''/></a>";
+        check_inside(&whole.repeat(2), &[('e', whole), ('e', whole)], Ok(()));
+        check_inside(
+            "<a xmlns=''><b xmlns:c='' xmlns=''/><b xmlns=''/><b\nxmlns=''/>",
+            &[],
+            Err(XmlError::TooManyNamespaces),
         );
 
         let whole = format!("<a b='{}'/>", "x".repeat(51));

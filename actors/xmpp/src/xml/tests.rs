@@ -15,6 +15,7 @@ const LIMITS: Limits = Limits {
     tag_bytes_max: 8192,
     name_bytes_max: 256,
     attributes_max: 64,
+    namespaces_max: 256,
     depth_max: 32,
 };
 

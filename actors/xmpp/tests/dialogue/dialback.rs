@@ -204,24 +204,6 @@ async fn verifications_are_bounded() {
     );
 }
 
-#[actix::test]
-async fn an_answer_nobody_asked_for_proves_nothing() {
-    let world = World::new();
-    let service = world.start(&world.config());
-    let mut called = call_self_signed(&service, &world, "peer.test").await;
-    let id = called.id.clone();
-    called
-        .peer
-        .send(&format!(
-            "<db:result from='peer.test' to='push.test' type='valid'/>\
-             <db:verify from='peer.test' to='push.test' id='{id}' type='valid'/>"
-        ))
-        .await;
-    called.peer.send(&publish("id-1", "node-1")).await;
-    called.peer.expect_error("not-authorized").await;
-    assert_eq!(service.count("publishes_total").await, 0);
-}
-
 /// The key for a stream with an id that is known, by the secret in the service's file.
 fn key(world: &World, receiving: &str, originating: &str, id: &str) -> String {
     use ring::{digest, hmac};

@@ -3,7 +3,7 @@
 use actix::{Actor, ActorContext as _, Context, Handler};
 use messages::{PublishBatch, PushOutcome, Rejection};
 
-use crate::peer::{answer_external, authenticated, publish, result};
+use crate::peer::{answer_external, attribute, authenticated, publish, result};
 use crate::world::{World, nodes};
 
 fn error(id: &str, kind: &str, condition: &str) -> String {
@@ -63,6 +63,95 @@ async fn without_tickets_the_stream_is_not_read() {
         returning.expect(&result(id)).await;
     }
     assert_eq!(service.gate.load.get(), 16, "one stream without tickets");
+}
+
+#[actix::test]
+async fn more_publishes_than_tickets_are_all_answered() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut config = world.config();
+    config.tickets_per_stream = 4;
+    let mut service = world.start(&config);
+    let mut peer = authenticated(&service, &world).await;
+    let burst: String = (0..64)
+        .map(|n| publish(&format!("i{n}"), &format!("n{n}")))
+        .collect();
+    peer.send(&burst).await;
+    // Every third registration is gone: each iq has its own verdict.
+    let gone = |n: usize| n.is_multiple_of(3);
+    let mut settled = 0;
+    while settled < 64 {
+        let batch = service.published.take().await;
+        assert!(batch.items.len() <= 4);
+        let outcomes = batch.items.iter().map(|item| {
+            assert_eq!(item.node.as_str(), format!("n{settled}"));
+            let outcome = match gone(settled) {
+                true => PushOutcome::Rejected(Rejection::UnknownNode),
+                false => PushOutcome::Accepted,
+            };
+            settled += 1;
+            (item.ticket, outcome)
+        });
+        let outcomes = outcomes.collect();
+        batch.origin.tell(outcomes);
+    }
+    let mut returning = answer_external(&home, &world).await;
+    for n in 0..64 {
+        if gone(n) {
+            let refused = returning.until("</iq>").await;
+            assert_eq!(attribute(&refused, "id"), format!("i{n}"));
+            assert!(refused.contains("<item-not-found "), "{refused}");
+        } else {
+            returning.expect(&result(&format!("i{n}"))).await;
+        }
+    }
+    assert_eq!(service.count("publishes_total").await, 64);
+    assert_eq!(service.count("replies_total").await, 64);
+}
+
+#[actix::test]
+async fn an_answer_comes_from_exactly_where_the_publish_went() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let mut peer = authenticated(&service, &world).await;
+    let addresses = [
+        "node@push.test",
+        "push.test/res",
+        "a@push.test/B c",
+        "Push.test",
+    ];
+    for (n, to) in addresses.iter().enumerate() {
+        let iq = publish(&format!("i{n}"), "node").replace("'push.test'", &format!("'{to}'"));
+        peer.send(&iq).await;
+        let batch = service.published.take().await;
+        assert_eq!(batch.items[0].service.as_str(), "push.test");
+        batch
+            .origin
+            .tell(vec![(batch.items[0].ticket, PushOutcome::Accepted)]);
+    }
+    let mut returning = answer_external(&home, &world).await;
+    for (n, to) in addresses.iter().enumerate() {
+        returning
+            .expect(&format!(
+                "<iq type='result' id='i{n}' from='{to}' to='peer.test'/>"
+            ))
+            .await;
+    }
+}
+
+#[actix::test]
+async fn servers_ping_each_other() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let service = world.start(&world.config());
+    let mut peer = authenticated(&service, &world).await;
+    peer.send(
+        "<iq type='get' id='p' from='peer.test' to='push.test'><ping xmlns='urn:xmpp:ping'/></iq>",
+    )
+    .await;
+    let mut returning = answer_external(&home, &world).await;
+    returning.expect(&result("p")).await;
 }
 
 #[actix::test]

@@ -8,11 +8,14 @@
     reason = "tests fail by panicking"
 )]
 
+mod attacks;
+mod bidi;
 mod dialback;
 mod drain;
 mod external;
 mod flow;
 mod inspect;
+mod limits;
 mod peer;
 mod refusals;
 mod returning;

@@ -149,6 +149,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
         rest
     }
 
+    /// Whether anything comes before the connection ends.
+    pub(crate) async fn is_answered(&mut self) -> bool {
+        match timeout(PATIENCE, self.io.read_buf(&mut self.unread)).await {
+            Ok(read) => matches!(read, Ok(1..)),
+            Err(_) => panic!("neither an answer nor an end"),
+        }
+    }
+
     /// The stream ends with exactly `text`.
     #[track_caller]
     pub(crate) fn expect_end<'a>(&'a mut self, text: &'a str) -> impl Future<Output = ()> + 'a {

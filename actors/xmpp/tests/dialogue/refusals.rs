@@ -2,9 +2,7 @@
 
 use tokio::net::TcpStream;
 
-use crate::peer::{
-    Peer, STARTTLS, authenticated, call, connect, handshake, header, publish, start_tls,
-};
+use crate::peer::{Peer, STARTTLS, authenticated, call, connect, header, publish, start_tls};
 use crate::world::World;
 
 /// A peer opens with `opening`, which is answered with a header from `from` and this stream error.
@@ -63,20 +61,6 @@ async fn nothing_goes_in_clear_text() {
     check_clear_text(claim, "policy-violation").await;
     let auth = "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='EXTERNAL'>=</auth>";
     check_clear_text(auth, "policy-violation").await;
-}
-
-#[actix::test]
-async fn clear_text_behind_starttls_is_not_taken_for_protected() {
-    let world = World::new();
-    let service = world.start(&world.config());
-    let mut clear = connect(&service, "peer.test", "push.test").await;
-    let injected = header("evil.test", "push.test");
-    clear.send(&format!("{STARTTLS}{injected}")).await;
-    let identity = world.trusted(&["peer.test"]);
-    let mut peer = handshake(clear, &world, Some(&identity), "push.test").await;
-    peer.send(&header("peer.test", "push.test")).await;
-    let opening = peer.until("<stream:features>").await;
-    assert!(opening.contains(" to='peer.test'"), "{opening}");
 }
 
 /// A peer that is not authenticated says something after TLS.

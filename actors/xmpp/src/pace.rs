@@ -1,0 +1,131 @@
+//! How often something may happen.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Entries from which on a [`Pacer`] looks for those it can forget.
+const FORGET_FROM: usize = 1024;
+
+/// So many times a second, and more at once after a quiet time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    interval: Duration,
+    /// The quiet time that can be made up for.
+    burst: Duration,
+}
+
+impl Pace {
+    /// `burst` is at least a second, or there might be no time for one.
+    pub(crate) fn per_second(count: u32, burst: Duration) -> Self {
+        let interval = Duration::from_secs(1).checked_div(count.max(1));
+        Self {
+            interval: interval.unwrap_or_default(),
+            burst,
+        }
+    }
+}
+
+/// What was taken of a pace: the time at which all of it is made up for (the generic cell rate algorithm).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Taken(Option<Instant>);
+
+impl Taken {
+    /// Takes one.
+    ///
+    /// # Errors
+    /// When there will be one, if there is none now.
+    pub(crate) fn take(&mut self, pace: Pace, now: Instant) -> Result<(), Instant> {
+        let next = self.0.map_or(now, |made_up| made_up.max(now)) + pace.interval;
+        match next.checked_sub(pace.burst) {
+            Some(earliest) if earliest > now => Err(earliest),
+            _ => {
+                self.0 = Some(next);
+                Ok(())
+            }
+        }
+    }
+
+    fn is_made_up(&self, now: Instant) -> bool {
+        self.0.is_none_or(|made_up| made_up <= now)
+    }
+}
+
+/// One pace for each of many. Those that are quiet are forgotten.
+pub(crate) struct Pacer<K> {
+    pace: Pace,
+    taken: HashMap<K, Taken>,
+    forget_from: usize,
+}
+
+impl<K: Eq + Hash> Pacer<K> {
+    pub(crate) fn new(pace: Pace) -> Self {
+        Self {
+            pace,
+            taken: HashMap::new(),
+            forget_from: FORGET_FROM,
+        }
+    }
+
+    /// Takes one for `key`. Returns whether there was one.
+    pub(crate) fn take(&mut self, key: K, now: Instant) -> bool {
+        if self.taken.len() >= self.forget_from {
+            self.taken.retain(|_, taken| !taken.is_made_up(now));
+            self.forget_from = FORGET_FROM.max(2 * self.taken.len());
+        }
+        let taken = self.taken.entry(key).or_default();
+        taken.take(self.pace, now).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_burst_passes_then_the_pace_holds() {
+        let pace = Pace::per_second(10, 2 * SECOND);
+        let mut taken = Taken::default();
+        let start = Instant::now();
+        let passed = (0..100).filter(|_| taken.take(pace, start).is_ok()).count();
+        assert_eq!(passed, 20);
+        let next = taken.take(pace, start).unwrap_err();
+        assert_eq!(next - start, SECOND / 10);
+        assert!(taken.take(pace, next).is_ok());
+        assert!(taken.take(pace, next).is_err());
+        let later = start + 60 * SECOND;
+        let passed = (0..100).filter(|_| taken.take(pace, later).is_ok()).count();
+        assert_eq!(passed, 20);
+    }
+
+    #[test]
+    fn one_a_second_is_possible() {
+        let pace = Pace::per_second(1, SECOND);
+        let mut taken = Taken::default();
+        let start = Instant::now();
+        assert!(taken.take(pace, start).is_ok());
+        assert_eq!(taken.take(pace, start), Err(start + SECOND));
+        assert!(taken.take(pace, start + SECOND).is_ok());
+    }
+
+    #[test]
+    fn each_has_its_own_pace_and_the_quiet_are_forgotten() {
+        let mut pacer = Pacer::new(Pace::per_second(1, SECOND));
+        let start = Instant::now();
+        assert!(pacer.take(1, start));
+        assert!(!pacer.take(1, start));
+        assert!(pacer.take(2, start));
+        let mut now = start;
+        for key in 0..10 * FORGET_FROM {
+            now += Duration::from_millis(10);
+            assert!(pacer.take(key + 3, now));
+            assert!(pacer.taken.len() <= FORGET_FROM);
+        }
+        // One that has something to make up for is remembered.
+        assert!(!pacer.take(10 * FORGET_FROM + 2, now));
+    }
+}

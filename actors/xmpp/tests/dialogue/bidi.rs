@@ -1,0 +1,145 @@
+//! Streams that carry stanzas both ways (XEP-0288).
+
+use messages::PushOutcome;
+
+use crate::peer::{
+    Caller, OFFER_DIALBACK, SUCCESS, answer, answer_external, call, header, publish, result,
+};
+use crate::world::{Service, World, drain};
+
+const BIDI: &str = "<bidi xmlns='urn:xmpp:bidi'/>";
+const AUTH: &str =
+    "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='EXTERNAL'>cGVlci50ZXN0</auth>";
+
+/// Opens a stream from peer.test to push.test, says `before`, and authenticates in the same write, as
+/// Prosody does.
+async fn bidirectional(service: &Service, world: &World, before: &str) -> Caller {
+    let identity = world.trusted(&["peer.test"]);
+    let mut called = call(service, world, Some(&identity), "peer.test", "push.test").await;
+    let offer = "<bidi xmlns='urn:xmpp:features:bidi'/>";
+    assert!(called.features.contains(offer), "{}", called.features);
+    called.peer.send(&format!("{before}{AUTH}")).await;
+    called.peer.expect(SUCCESS).await;
+    called.peer.send(&header("peer.test", "push.test")).await;
+    let features = called.peer.until("</stream:features>").await;
+    assert!(!features.contains("bidi"), "{features}");
+    called.peer
+}
+
+#[actix::test]
+async fn answers_go_back_on_the_stream() {
+    let world = World::new();
+    let mut service = world.start(&world.config());
+    for bidi in [
+        BIDI,
+        "<bidi xmlns='urn:xmpp:features:bidi'/>",
+        "<bidi xmlns='urn:xmpp:bidi'><limits xmlns='urn:xmpp:stream-limits:0'>\
+         <max-bytes>524288</max-bytes></limits></bidi>",
+    ] {
+        let mut peer = bidirectional(&service, &world, bidi).await;
+        peer.send(&publish("id-1", "node-1")).await;
+        service.settle(PushOutcome::Accepted).await;
+        peer.expect(&result("id-1")).await;
+        let ping = "<iq type='get' id='p' from='peer.test' to='push.test'>\
+                    <ping xmlns='urn:xmpp:ping'/></iq>";
+        peer.send(ping).await;
+        peer.expect(&result("p")).await;
+        // Asked for again, and too late, it changes nothing.
+        peer.send(&format!("{BIDI}{ping}")).await;
+        peer.expect(&result("p")).await;
+    }
+    assert_eq!(service.count("replies_back_total").await, 9);
+    assert_eq!(service.count("egress_connects_total").await, 0);
+}
+
+#[actix::test]
+async fn too_late_it_has_no_effect() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let mut peer = bidirectional(&service, &world, "").await;
+    peer.send(&format!("{BIDI}{}", publish("id-1", "node-1")))
+        .await;
+    service.settle(PushOutcome::Accepted).await;
+    let mut returning = answer_external(&home, &world).await;
+    returning.expect(&result("id-1")).await;
+    assert_eq!(service.count("replies_back_total").await, 0);
+}
+
+#[actix::test]
+async fn dialback_opens_the_way_back_as_well() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let identity = world.self_signed(&["peer.test"]);
+    let mut called = call(&service, &world, Some(&identity), "peer.test", "push.test").await;
+    let claim = "<db:result from='peer.test' to='push.test'>key</db:result>";
+    called.peer.send(&format!("{BIDI}{claim}")).await;
+    // The key is verified on a stream of its own all the same.
+    let mut asked = answer(&home, &world, &identity, "verify", OFFER_DIALBACK).await;
+    asked.peer.until("</db:verify>").await;
+    let id = &called.id;
+    let valid = format!("<db:verify from='peer.test' to='push.test' id='{id}' type='valid'/>");
+    asked.peer.send(&valid).await;
+    called
+        .peer
+        .expect("<db:result from='push.test' to='peer.test' type='valid'/>")
+        .await;
+    called.peer.send(&publish("id-1", "node-1")).await;
+    service.settle(PushOutcome::Accepted).await;
+    called.peer.expect(&result("id-1")).await;
+}
+
+#[actix::test]
+async fn only_the_pair_of_the_header_has_the_way_back() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let mut peer = bidirectional(&service, &world, BIDI).await;
+    peer.send(&publish("id-1", "node-1").replace("push.test", "push2.test"))
+        .await;
+    service.settle(PushOutcome::Accepted).await;
+    let identity = world.trusted(&["peer.test"]);
+    let mut answered = answer(&home, &world, &identity, "out", OFFER_DIALBACK).await;
+    let claim = answered.peer.until("</db:result>").await;
+    assert!(claim.contains(" from='push2.test'"), "{claim}");
+}
+
+#[actix::test]
+async fn without_the_stream_answers_take_the_other_way() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let mut peer = bidirectional(&service, &world, BIDI).await;
+    peer.send(&(publish("id-1", "node-1") + "</stream:stream>"))
+        .await;
+    let batch = service.published.take().await;
+    peer.expect_end("</stream:stream>").await;
+    drop(peer);
+    service.counted("streams_open", 0).await;
+    batch
+        .origin
+        .tell(vec![(batch.items[0].ticket, PushOutcome::Accepted)]);
+    let mut returning = answer_external(&home, &world).await;
+    returning.expect(&result("id-1")).await;
+    assert_eq!(service.count("replies_unsent_total").await, 0);
+}
+
+#[actix::test]
+async fn a_drain_answers_before_it_closes() {
+    let world = World::new();
+    let mut service = world.start(&world.config());
+    let mut peer = bidirectional(&service, &world, BIDI).await;
+    peer.send(&publish("id-1", "node-1")).await;
+    let batch = service.published.take().await;
+    let gate = service.gate.drain.clone();
+    let limit = std::time::Duration::from_secs(20);
+    let draining = actix_rt::spawn(async move { drain(&gate, limit).await });
+    batch
+        .origin
+        .tell(vec![(batch.items[0].ticket, PushOutcome::Accepted)]);
+    peer.expect(&result("id-1")).await;
+    peer.expect_end("</stream:stream>").await;
+    drop(peer);
+    assert_eq!(draining.await.unwrap().abandoned, 0);
+}
