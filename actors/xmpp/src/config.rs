@@ -74,8 +74,8 @@ pub struct Config {
     /// Seconds of silence of a peer after which the stream it opened is closed; advertised to it
     /// (XEP-0478).
     pub inbound_idle_seconds: u64,
-    /// Seconds of silence of ours after which a blank is sent on a stream that a peer opened, so that
-    /// nothing between forgets the connection.
+    /// Seconds of silence of ours after which a blank is sent on a stream, so that nothing between forgets
+    /// the connection.
     pub keepalive_seconds: u64,
     /// Seconds a TCP connection to one target of a peer may take.
     pub connect_timeout_seconds: u64,

@@ -181,7 +181,7 @@ where
     let header = match framed.header().await {
         Ok(header) => header,
         Err(fault) => {
-            if matches!(fault, Fault::Xml(_)) {
+            if matches!(fault, Fault::Xml(_) | Fault::Refused { .. }) {
                 open_stream(answer, ingress.first(), None, Some(&id));
                 framed.send(answer).await?;
             }

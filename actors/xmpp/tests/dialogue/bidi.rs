@@ -126,6 +126,27 @@ async fn without_the_stream_answers_take_the_other_way() {
 }
 
 #[actix::test]
+async fn a_peer_that_does_not_read_is_cut_off_and_answered_elsewhere() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut config = world.config();
+    config.write_stall_seconds = 1;
+    let service = world.start(&config);
+    let mut peer = bidirectional(&service, &world, BIDI).await;
+    // More answers than the system buffers, to one who goes on asking.
+    let id = "i".repeat(7000);
+    let ping = format!(
+        "<iq type='get' id='{id}' from='peer.test' to='push.test'>\
+         <ping xmlns='urn:xmpp:ping'/></iq>"
+    );
+    while peer.offer(&ping).await {}
+    service.counted("streams_open", 0).await;
+    let mut returning = answer_external(&home, &world).await;
+    returning.expect(&result(&id)).await;
+    assert_eq!(service.count("replies_unsent_total").await, 0);
+}
+
+#[actix::test]
 async fn a_drain_answers_before_it_closes() {
     let world = World::new();
     let mut service = world.start(&world.config());

@@ -160,6 +160,18 @@ fn settings() {
             (true, "set it to 10000"),
         ],
     );
+    let mut config = good_config.clone();
+    config.allow = vec!["*.chat.test".to_owned(), "*".to_owned()];
+    config.deny = vec!["chat test".to_owned()];
+    check(
+        &config,
+        &domain,
+        &now(),
+        &[
+            (true, "xmpp.allow: \"*\" is no domain name"),
+            (true, "xmpp.deny: \"chat test\" is no domain name"),
+        ],
+    );
     let unnamed = DomainConfig {
         name: "push test".to_owned(),
         ..domain.clone()

@@ -104,6 +104,11 @@ async fn a_stranger_sends_so_much() {
         .await;
     let rest = called.peer.until("</stream:stream>").await;
     assert!(rest.contains("<stream:error><policy-violation "), "{rest}");
+    // Nor before its header, which is answered with ours.
+    let mut peer = Peer::new(TcpStream::connect(service.address).await.unwrap());
+    peer.send(&" ".repeat(20_001)).await;
+    peer.until(" xml:lang='en'>").await;
+    peer.expect_error("policy-violation").await;
     // One that is authenticated sends as much as it likes.
     let mut peer = authenticated(&service, &world).await;
     peer.send(&" ".repeat(50_000)).await;

@@ -70,6 +70,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
         self.io.flush().await.unwrap();
     }
 
+    /// Sends to somebody who may have gone. Returns whether it could be sent.
+    pub(crate) async fn offer(&mut self, text: &str) -> bool {
+        let sent = self.io.write_all(text.as_bytes()).await;
+        sent.is_ok() && self.io.flush().await.is_ok()
+    }
+
     fn text(&self) -> &str {
         std::str::from_utf8(&self.unread).unwrap()
     }
