@@ -116,12 +116,7 @@ impl Handler<EgressBatch> for Egress {
             stanzas,
             replies,
         } = batch;
-        let chunk = Chunk {
-            since: Instant::now(),
-            stanzas,
-            replies,
-            tries: 0,
-        };
+        let chunk = Chunk::new(stanzas, replies);
         let shared = &self.shared;
         let pair = (local, remote);
         let known = shared.links.borrow().get(&pair).map(Rc::clone);
@@ -199,21 +194,33 @@ struct Link {
 }
 
 /// Answers of one batch.
-struct Chunk {
+pub(crate) struct Chunk {
     since: Instant,
-    stanzas: Vec<u8>,
-    replies: u64,
+    pub(crate) stanzas: Vec<u8>,
+    pub(crate) replies: u64,
     tries: u32,
 }
 
+impl Chunk {
+    pub(crate) fn new(stanzas: Vec<u8>, replies: u64) -> Self {
+        Self {
+            since: Instant::now(),
+            stanzas,
+            replies,
+            tries: 0,
+        }
+    }
+}
+
+/// Answers that wait for a stream, bounded in bytes.
 #[derive(Default)]
-struct Queue {
+pub(crate) struct Queue {
     chunks: VecDeque<Chunk>,
     bytes: usize,
 }
 
 impl Queue {
-    fn push(&mut self, chunk: Chunk, bytes_max: usize) -> Result<(), Chunk> {
+    pub(crate) fn push(&mut self, chunk: Chunk, bytes_max: usize) -> Result<(), Chunk> {
         if self.bytes.saturating_add(chunk.stanzas.len()) > bytes_max {
             return Err(chunk);
         }
@@ -223,7 +230,7 @@ impl Queue {
     }
 
     /// Takes what can be written at once, at least one chunk if there is any.
-    fn take(&mut self) -> Vec<Chunk> {
+    pub(crate) fn take(&mut self) -> Vec<Chunk> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while let Some(chunk) = self.chunks.pop_front() {
@@ -239,7 +246,7 @@ impl Queue {
     }
 
     /// Puts back what could not be written. Returns the answers that were tried often enough.
-    fn put_back(&mut self, taken: Vec<Chunk>) -> u64 {
+    pub(crate) fn put_back(&mut self, taken: Vec<Chunk>) -> u64 {
         let mut lost = 0;
         for mut chunk in taken.into_iter().rev() {
             chunk.tries += 1;
@@ -254,7 +261,7 @@ impl Queue {
     }
 
     /// Drops what has waited since `before`. Returns how many answers that were.
-    fn expire(&mut self, before: Instant) -> u64 {
+    pub(crate) fn expire(&mut self, before: Instant) -> u64 {
         let mut lost = 0;
         while let Some(chunk) = self.chunks.pop_front_if(|chunk| chunk.since <= before) {
             self.bytes -= chunk.stanzas.len();
@@ -263,21 +270,29 @@ impl Queue {
         lost
     }
 
-    fn replies(&self) -> u64 {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    pub(crate) fn replies(&self) -> u64 {
         self.chunks.iter().map(|chunk| chunk.replies).sum()
     }
 }
 
 /// How long to wait after a failure: doubled each time, and jittered, so that many peers that failed at
 /// once do not come back at once.
-struct Backoff(Duration);
+pub(crate) struct Backoff(Duration);
 
 impl Backoff {
-    fn reset(&mut self) {
+    pub(crate) const fn new() -> Self {
+        Self(BACKOFF_MIN)
+    }
+
+    pub(crate) const fn reset(&mut self) {
         self.0 = BACKOFF_MIN;
     }
 
-    fn next(&mut self) -> Duration {
+    pub(crate) fn next(&mut self) -> Duration {
         let wait = self.0;
         self.0 = (wait * 2).min(BACKOFF_MAX);
         wait.mul_f64(0.5 + fastrand::f64() / 2.0)
@@ -314,7 +329,7 @@ impl Keeper {
             shared,
             pair,
             link,
-            backoff: Backoff(BACKOFF_MIN),
+            backoff: Backoff::new(),
         }
     }
 
@@ -355,7 +370,7 @@ impl Keeper {
         if let Some(before) = Instant::now().checked_sub(wait) {
             self.shared.counters.replies_lost.add(queue.expire(before));
         }
-        !queue.chunks.is_empty()
+        !queue.is_empty()
     }
 
     async fn pause(&mut self) {
@@ -450,12 +465,7 @@ mod tests {
     use super::*;
 
     fn chunk(text: &str) -> Chunk {
-        Chunk {
-            since: Instant::now(),
-            stanzas: text.into(),
-            replies: 1,
-            tries: 0,
-        }
+        Chunk::new(text.into(), 1)
     }
 
     fn texts(chunks: &[Chunk]) -> Vec<&str> {
@@ -511,7 +521,7 @@ mod tests {
 
     #[test]
     fn waits_grow_and_are_bounded() {
-        let mut backoff = Backoff(BACKOFF_MIN);
+        let mut backoff = Backoff::new();
         let first = backoff.next();
         assert!(first >= BACKOFF_MIN / 2 && first <= BACKOFF_MIN);
         for _ in 0..20 {

@@ -70,6 +70,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
         self.io.flush().await.unwrap();
     }
 
+    /// Sends `text` over and over, reading nothing, until the service hangs up.
+    pub(crate) async fn flood(&mut self, text: &str) {
+        let flood = async { while self.io.write_all(text.as_bytes()).await.is_ok() {} };
+        timeout(PATIENCE, flood).await.expect("no end");
+    }
+
     fn text(&self) -> &str {
         std::str::from_utf8(&self.unread).unwrap()
     }
