@@ -473,8 +473,8 @@ fn ping(domain: &Domain) -> Vec<u8> {
     out
 }
 
-/// The server has authenticated whom it lets send (XEP-0114 §3), so addresses that do not fit are not
-/// its component's to punish: they are passed over. Our own domain sends only what we sent ourselves.
+/// The server has authenticated whom it lets send (XEP-0114 §3). A stanza whose addresses do not fit is
+/// passed over, as is one of our own domain: that is our ping on its way back.
 struct Membership<'a> {
     lane: &'a Lane,
     service: &'a Service,

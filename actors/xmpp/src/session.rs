@@ -2,6 +2,7 @@
 //!
 //! The actor has the tickets and receives outcomes; a task beside it on the same thread has the socket.
 //! Answers go over the egress, so the actor outlives its socket until all that was asked is answered.
+//! A component ([`crate::component`]) is the same actor with another task, which writes the answers too.
 
 use std::cell::{Cell, RefCell};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -168,27 +169,36 @@ impl Core {
         (count + self.registering.get()) as u64
     }
 
-    /// Hands answers to the stream itself, or to the egress that owns the peer's stream.
+    /// Hands answers to the stream itself if it takes its own, else to the egress.
     fn send(&self, replies: Replies) {
-        let counters = &self.lane.counters;
         for batch in replies.batches {
-            counters.replies.add(batch.replies);
-            let lost = batch.replies;
-            if let Some(queue) = &self.queue {
-                let max = self.lane.ingress.config().egress_queue_bytes_max;
-                let chunk = Chunk::new(batch.stanzas, batch.replies);
-                if self.open.get() && queue.borrow_mut().push(chunk, max).is_ok() {
-                    self.changed.notify_one();
-                } else {
-                    counters.replies_lost.add(lost);
-                }
-                continue;
+            self.lane.counters.replies.add(batch.replies);
+            match &self.queue {
+                Some(queue) => self.send_along(queue, batch),
+                None => self.send_out(batch),
             }
-            let lanes = &self.lane.edges.egress;
-            let owner = lanes.get(owner(&batch.remote, lanes.len()));
-            if owner.is_none_or(|owner| owner.try_send(batch).is_err()) {
-                counters.replies_lost.add(lost);
-            }
+        }
+    }
+
+    /// Lays answers down for the stream task.
+    fn send_along(&self, queue: &RefCell<Queue>, batch: EgressBatch) {
+        let max = self.lane.ingress.config().egress_queue_bytes_max;
+        let lost = batch.replies;
+        let chunk = Chunk::new(batch.stanzas, batch.replies);
+        if self.open.get() && queue.borrow_mut().push(chunk, max).is_ok() {
+            self.changed.notify_one();
+        } else {
+            self.lane.counters.replies_lost.add(lost);
+        }
+    }
+
+    /// Hands answers to the egress that owns the peer's stream.
+    fn send_out(&self, batch: EgressBatch) {
+        let lost = batch.replies;
+        let lanes = &self.lane.edges.egress;
+        let owner = lanes.get(owner(&batch.remote, lanes.len()));
+        if owner.is_none_or(|owner| owner.try_send(batch).is_err()) {
+            self.lane.counters.replies_lost.add(lost);
         }
     }
 

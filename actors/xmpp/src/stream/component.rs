@@ -232,6 +232,29 @@ mod tests {
         );
     }
 
+    #[test]
+    fn refusals_say_what_to_do() {
+        let words = |condition| Words(&Fault::PeerError(condition)).to_string();
+        for (condition, part) in [
+            (StreamCondition::HostUnknown, "add it to its configuration"),
+            (StreamCondition::Conflict, "stop one of the two"),
+            (StreamCondition::NotAuthorized, "secret_file must hold"),
+            (StreamCondition::InvalidNamespace, "component port"),
+            (
+                StreamCondition::SystemShutdown,
+                "stream error system-shutdown",
+            ),
+        ] {
+            assert!(words(condition).contains(part), "{}", words(condition));
+        }
+        let other = Words(&Fault::Xml(XmlError::InvalidNamespace)).to_string();
+        assert_eq!(other, words(StreamCondition::InvalidNamespace));
+        assert_eq!(
+            Words(&Fault::Stalled).to_string(),
+            Fault::Stalled.to_string()
+        );
+    }
+
     #[track_caller]
     fn check(text: &str, expected: Option<Target>) {
         assert_eq!(Target::parse(text), expected, "{text}");
