@@ -13,7 +13,8 @@ use actix::{Addr, Message};
 use messages::Domain;
 use tokio::time::{Instant, sleep_until};
 
-use crate::egress::{Backoff, Queue};
+use crate::backoff::Backoff;
+use crate::egress::Queue;
 use crate::gate::Lane;
 use crate::jid::{self, Jid};
 use crate::service::Service;
@@ -25,6 +26,8 @@ use crate::xml::splitter::Unit;
 use crate::xml::{XmlError, write};
 use crate::{ComponentConfig, Config, DomainConfig, Error, Finding};
 
+/// The longest wait between two tries to connect.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// How long a stream must have lasted for the next one to be tried without delay.
 const LASTING: Duration = Duration::from_secs(60);
 /// Times the keepalive without a word from the server until it is pinged, and until it is given up.
@@ -188,7 +191,7 @@ pub(crate) fn start(lane: Rc<Lane>, component: Component) -> Addr<Session> {
             core,
             session,
             component,
-            backoff: Backoff::new(),
+            backoff: Backoff::new(BACKOFF_MAX),
         };
         task.run()
     })

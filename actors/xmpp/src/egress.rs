@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::Ingress;
+use crate::backoff::Backoff;
 use crate::gate::Count;
 use crate::stream::Fault;
 use crate::stream::outbound::{self, Connection, Opened};
@@ -24,7 +25,7 @@ use crate::stream::outbound::{self, Connection, Opened};
 const WRITE_BYTES: usize = 64 * 1024;
 /// Times an answer is tried to be written: what was on a stream that broke goes once more on the next.
 const TRIES_MAX: u32 = 2;
-const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// The longest wait between two tries to reach a peer.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// Answers for one stream.
@@ -279,26 +280,6 @@ impl Queue {
     }
 }
 
-/// How long to wait after a failure: doubled each time, and jittered, so that many peers that failed at
-/// once do not come back at once.
-pub(crate) struct Backoff(Duration);
-
-impl Backoff {
-    pub(crate) const fn new() -> Self {
-        Self(BACKOFF_MIN)
-    }
-
-    pub(crate) const fn reset(&mut self) {
-        self.0 = BACKOFF_MIN;
-    }
-
-    pub(crate) fn next(&mut self) -> Duration {
-        let wait = self.0;
-        self.0 = (wait * 2).min(BACKOFF_MAX);
-        wait.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-}
-
 /// Why a stream ended.
 enum End {
     /// Nothing to send for long, or draining.
@@ -329,7 +310,7 @@ impl Keeper {
             shared,
             pair,
             link,
-            backoff: Backoff::new(),
+            backoff: Backoff::new(BACKOFF_MAX),
         }
     }
 
@@ -517,19 +498,5 @@ mod tests {
         assert_eq!(queue.expire(between), 1);
         assert_eq!(texts(&queue.take()), ["young"]);
         assert_eq!(queue.bytes, 0);
-    }
-
-    #[test]
-    fn waits_grow_and_are_bounded() {
-        let mut backoff = Backoff::new();
-        let first = backoff.next();
-        assert!(first >= BACKOFF_MIN / 2 && first <= BACKOFF_MIN);
-        for _ in 0..20 {
-            backoff.next();
-        }
-        let long = backoff.next();
-        assert!(long >= BACKOFF_MAX / 2 && long <= BACKOFF_MAX);
-        backoff.reset();
-        assert!(backoff.next() <= BACKOFF_MIN);
     }
 }

@@ -15,6 +15,7 @@
 //!
 //! `xml`, `service`, `reply` and `pending` compute and do no I/O; `stream` negotiates.
 
+mod backoff;
 mod census;
 pub mod component;
 mod config;
