@@ -53,7 +53,12 @@ pub fn inspect(settings: &Settings, clock: &Clock) -> Vec<Finding> {
     if let Err(error) = telemetry::parse_filter(&settings.log) {
         findings.push(Finding::fatal(&error));
     }
-    for finding in xmpp::inspect(&settings.xmpp, &settings.domains, clock) {
+    let (xmpp, domains) = (&settings.xmpp, &settings.domains);
+    let components = xmpp::component::inspect(xmpp, domains, &settings.components);
+    for finding in xmpp::inspect(xmpp, domains, clock)
+        .into_iter()
+        .chain(components)
+    {
         findings.push(Finding {
             fatal: finding.fatal,
             text: finding.error.to_string(),

@@ -33,6 +33,8 @@ pub struct Settings {
     pub xmpp: xmpp::Config,
     /// `[[domains]]`: the domains this service answers for.
     pub domains: Vec<xmpp::DomainConfig>,
+    /// `[[components]]`: those of the domains that are components of an XMPP server.
+    pub components: Vec<xmpp::ComponentConfig>,
     /// `[apns]`.
     pub apns: apns::Config,
     /// `[apps.NAME]`: the apps whose devices are notified.

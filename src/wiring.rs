@@ -59,6 +59,9 @@ pub async fn start(
         .map_err(|errors| lines(&errors))?;
     let ingress = xmpp::Ingress::prepare(&settings.xmpp, &settings.domains, crate::VERSION)
         .map_err(|errors| lines(&errors))?;
+    let components =
+        xmpp::component::prepare(&settings.xmpp, &settings.domains, &settings.components)
+            .map_err(|errors| lines(&errors))?;
     let registrations = registration::Registrations::open(&settings.registration, clock.clone())
         .map_err(|error| vec![error.to_string()])?;
 
@@ -143,6 +146,10 @@ pub async fn start(
         gates.push(gate);
     }
 
+    for (component, gate) in components.into_iter().zip(gates.iter().cycle()) {
+        let attached = gate.attach.send(component).await;
+        attached.map_err(|error| vec![format!("a lane's gate takes no component: {error}")])?;
+    }
     let gate_drains = drains(gates.iter().map(|gate| &gate.drain));
     let listener = xmpp::listener::start(&ingress, listeners, gates);
     ward("listener".to_owned(), listener.probe.clone());

@@ -79,6 +79,12 @@ fn every_key_is_in_default_toml() {
             || DEFAULTS.contains(&format!("#   [domains.{key}]"));
         assert!(documented, "domains.{key} is not documented");
     }
+    for key in fields::<xmpp::ComponentConfig>("components") {
+        assert!(
+            DEFAULTS.contains(&format!("#   {key} = ")),
+            "components.{key} is not documented"
+        );
+    }
 }
 
 #[test]

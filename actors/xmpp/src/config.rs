@@ -1,4 +1,4 @@
-//! The keys of `[xmpp]` and `[[domains]]`.
+//! The keys of `[xmpp]`, `[[domains]]` and `[[components]]`.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ const STANZA_BYTES_MIN: usize = 10_000;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Addresses and ports to accept server-to-server streams on. An IPv6 address does not take IPv4
-    /// connections as well, so both families are listed.
+    /// connections as well, so both families are listed. None when all domains are components.
     pub listen: Vec<SocketAddr>,
     /// Most streams accepted at a time, over all lanes. Further connections wait in the backlog.
     pub streams_max: usize,
@@ -171,15 +171,40 @@ pub struct HostOverride {
 pub struct DomainConfig {
     /// The domain, as users' servers write it.
     pub name: String,
-    /// PEM file of the certificate and the intermediate certificates after it.
-    pub certificate: PathBuf,
+    /// PEM file of the certificate and the intermediate certificates after it. Only a component goes
+    /// without.
+    #[serde(default)]
+    pub certificate: Option<PathBuf>,
     /// PEM file of the certificate's private key.
-    pub key: PathBuf,
+    #[serde(default)]
+    pub key: Option<PathBuf>,
     /// Names of the apps (`[apps.NAME]`) that devices may register for here, the default first.
     pub apps: Vec<String>,
     /// Whom to turn to, shown by service discovery.
     #[serde(default)]
     pub contacts: Contacts,
+}
+
+/// `[[components]]`: a served domain that is a component of an XMPP server (XEP-0114).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComponentConfig {
+    /// One of `[[domains]]`.
+    pub domain: String,
+    /// Where the server takes components: `host:port` or `unix:/path`.
+    pub connect: String,
+    /// File with the secret that the server has for the component. It is read at each connection.
+    pub secret_file: PathBuf,
+    /// Seconds of silence after which a space is sent. After five times as long without a word from the
+    /// server it is pinged, and after six times the stream is taken for dead.
+    #[serde(default = "ComponentConfig::keepalive")]
+    pub keepalive_seconds: u64,
+}
+
+impl ComponentConfig {
+    const fn keepalive() -> u64 {
+        60
+    }
 }
 
 /// `[domains.contacts]`: contact addresses as URIs, such as `mailto:abuse@example.org` (XEP-0157).
@@ -211,7 +236,6 @@ impl Config {
                 errors.push(Error::TooSmall { key, min });
             }
         };
-        at_least("listen", self.listen.len() as u64, 1);
         at_least("streams_max", self.streams_max as u64, 1);
         at_least(
             "streams_per_address_max",

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::Ingress;
+use crate::backoff::Backoff;
 use crate::gate::Count;
 use crate::stream::Fault;
 use crate::stream::outbound::{self, Connection, Opened};
@@ -24,7 +25,7 @@ use crate::stream::outbound::{self, Connection, Opened};
 const WRITE_BYTES: usize = 64 * 1024;
 /// Times an answer is tried to be written: what was on a stream that broke goes once more on the next.
 const TRIES_MAX: u32 = 2;
-const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// The longest wait between two tries to reach a peer.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// Answers for one stream.
@@ -116,12 +117,7 @@ impl Handler<EgressBatch> for Egress {
             stanzas,
             replies,
         } = batch;
-        let chunk = Chunk {
-            since: Instant::now(),
-            stanzas,
-            replies,
-            tries: 0,
-        };
+        let chunk = Chunk::new(stanzas, replies);
         let shared = &self.shared;
         let pair = (local, remote);
         let known = shared.links.borrow().get(&pair).map(Rc::clone);
@@ -199,21 +195,33 @@ struct Link {
 }
 
 /// Answers of one batch.
-struct Chunk {
+pub(crate) struct Chunk {
     since: Instant,
-    stanzas: Vec<u8>,
-    replies: u64,
+    pub(crate) stanzas: Vec<u8>,
+    pub(crate) replies: u64,
     tries: u32,
 }
 
+impl Chunk {
+    pub(crate) fn new(stanzas: Vec<u8>, replies: u64) -> Self {
+        Self {
+            since: Instant::now(),
+            stanzas,
+            replies,
+            tries: 0,
+        }
+    }
+}
+
+/// Answers that wait for a stream, bounded in bytes.
 #[derive(Default)]
-struct Queue {
+pub(crate) struct Queue {
     chunks: VecDeque<Chunk>,
     bytes: usize,
 }
 
 impl Queue {
-    fn push(&mut self, chunk: Chunk, bytes_max: usize) -> Result<(), Chunk> {
+    pub(crate) fn push(&mut self, chunk: Chunk, bytes_max: usize) -> Result<(), Chunk> {
         if self.bytes.saturating_add(chunk.stanzas.len()) > bytes_max {
             return Err(chunk);
         }
@@ -223,7 +231,7 @@ impl Queue {
     }
 
     /// Takes what can be written at once, at least one chunk if there is any.
-    fn take(&mut self) -> Vec<Chunk> {
+    pub(crate) fn take(&mut self) -> Vec<Chunk> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while let Some(chunk) = self.chunks.pop_front() {
@@ -239,7 +247,7 @@ impl Queue {
     }
 
     /// Puts back what could not be written. Returns the answers that were tried often enough.
-    fn put_back(&mut self, taken: Vec<Chunk>) -> u64 {
+    pub(crate) fn put_back(&mut self, taken: Vec<Chunk>) -> u64 {
         let mut lost = 0;
         for mut chunk in taken.into_iter().rev() {
             chunk.tries += 1;
@@ -254,7 +262,7 @@ impl Queue {
     }
 
     /// Drops what has waited since `before`. Returns how many answers that were.
-    fn expire(&mut self, before: Instant) -> u64 {
+    pub(crate) fn expire(&mut self, before: Instant) -> u64 {
         let mut lost = 0;
         while let Some(chunk) = self.chunks.pop_front_if(|chunk| chunk.since <= before) {
             self.bytes -= chunk.stanzas.len();
@@ -263,24 +271,12 @@ impl Queue {
         lost
     }
 
-    fn replies(&self) -> u64 {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    pub(crate) fn replies(&self) -> u64 {
         self.chunks.iter().map(|chunk| chunk.replies).sum()
-    }
-}
-
-/// How long to wait after a failure: doubled each time, and jittered, so that many peers that failed at
-/// once do not come back at once.
-struct Backoff(Duration);
-
-impl Backoff {
-    fn reset(&mut self) {
-        self.0 = BACKOFF_MIN;
-    }
-
-    fn next(&mut self) -> Duration {
-        let wait = self.0;
-        self.0 = (wait * 2).min(BACKOFF_MAX);
-        wait.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
 
@@ -314,7 +310,7 @@ impl Keeper {
             shared,
             pair,
             link,
-            backoff: Backoff(BACKOFF_MIN),
+            backoff: Backoff::new(BACKOFF_MAX),
         }
     }
 
@@ -355,7 +351,7 @@ impl Keeper {
         if let Some(before) = Instant::now().checked_sub(wait) {
             self.shared.counters.replies_lost.add(queue.expire(before));
         }
-        !queue.chunks.is_empty()
+        !queue.is_empty()
     }
 
     async fn pause(&mut self) {
@@ -450,12 +446,7 @@ mod tests {
     use super::*;
 
     fn chunk(text: &str) -> Chunk {
-        Chunk {
-            since: Instant::now(),
-            stanzas: text.into(),
-            replies: 1,
-            tries: 0,
-        }
+        Chunk::new(text.into(), 1)
     }
 
     fn texts(chunks: &[Chunk]) -> Vec<&str> {
@@ -507,19 +498,5 @@ mod tests {
         assert_eq!(queue.expire(between), 1);
         assert_eq!(texts(&queue.take()), ["young"]);
         assert_eq!(queue.bytes, 0);
-    }
-
-    #[test]
-    fn waits_grow_and_are_bounded() {
-        let mut backoff = Backoff(BACKOFF_MIN);
-        let first = backoff.next();
-        assert!(first >= BACKOFF_MIN / 2 && first <= BACKOFF_MIN);
-        for _ in 0..20 {
-            backoff.next();
-        }
-        let long = backoff.next();
-        assert!(long >= BACKOFF_MAX / 2 && long <= BACKOFF_MAX);
-        backoff.reset();
-        assert!(backoff.next() <= BACKOFF_MIN);
     }
 }

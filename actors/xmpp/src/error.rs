@@ -40,6 +40,86 @@ pub enum Error {
         /// The domain.
         name: String,
     },
+    /// A certificate without key, or a key without certificate.
+    #[error("domains: {name} has only one of certificate and key: set both")]
+    HalfIdentity {
+        /// The domain.
+        name: String,
+    },
+    /// A domain that nobody can reach.
+    #[error(
+        "domains: {name} has no certificate and is no component: set certificate and key for streams \
+         of other servers, or add a [[components]] section"
+    )]
+    NoIdentity {
+        /// The domain.
+        name: String,
+    },
+    /// A domain that only a listener would make reachable.
+    #[error(
+        "xmpp.listen is empty and {name} is no component, so nobody can reach it: list an address, or \
+         add a [[components]] section"
+    )]
+    Unreachable {
+        /// The domain.
+        name: String,
+    },
+    /// A listener that no peer can use.
+    #[error("no domain has a certificate, so no stream can be accepted: set xmpp.listen = []")]
+    ListensInVain,
+    /// A component that is none of the served domains.
+    #[error("components: {name} is none of [[domains]]: correct the name, or add a section for it")]
+    UnknownComponent {
+        /// The component's domain.
+        name: String,
+    },
+    /// The same component at the same server twice.
+    #[error("components: {name} is listed twice for {connect}: remove one of the sections")]
+    DuplicateComponent {
+        /// The component's domain.
+        name: String,
+        /// Where the server takes components.
+        connect: String,
+    },
+    /// A silence that cannot work.
+    #[error("components: {name}: keepalive_seconds is too small: set it to 1 or more")]
+    KeepaliveTooSmall {
+        /// The component's domain.
+        name: String,
+    },
+    /// A target that is none.
+    #[error("components: {name}: {connect:?} is no target: write host:port or unix:/path")]
+    ComponentTarget {
+        /// The component's domain.
+        name: String,
+        /// The target as configured.
+        connect: String,
+    },
+    /// A file without a secret.
+    #[error("{} holds no secret: write the one of the server's configuration, in one line", file.display())]
+    NoSecret {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A secret that is none.
+    #[error("{} can be read by everybody on this machine: take that away with chmod o-rwx", file.display())]
+    ExposedSecret {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A server that is not there.
+    #[error(
+        "components: {name}: cannot connect to {connect} ({source}): start the server, and let it take \
+         components there"
+    )]
+    NoHost {
+        /// The component's domain.
+        name: String,
+        /// Where the server takes components.
+        connect: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// A domain nobody can register at.
     #[error("domains: {name} serves no app: name at least one of [apps] in its apps")]
     NoApps {

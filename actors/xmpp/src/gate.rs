@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::{
-    Actor, Addr, Context, Handler, Message, Recipient, ResponseFuture, Supervised, Supervisor,
+    Actor, Addr, AsyncContext as _, Context, Handler, Message, Recipient, ResponseFuture,
+    Supervised, Supervisor,
 };
 use futures_util::future::join_all;
 use messages::{Drain, Drained, Health, Probe, PublishBatch, Register, Unregister};
@@ -19,14 +20,17 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Ingress;
 use crate::census::Seat;
+use crate::component::{self, Component};
 use crate::egress::EgressBatch;
 use crate::session::Session;
 
 /// Silence after which the system asks whether the peer is still there.
-const KEEPALIVE: Duration = Duration::from_secs(120);
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(120);
 /// How often it asks, and how many times without an answer it does.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_RETRIES: u32 = 3;
+/// How often a component's session that is gone is looked for.
+const REVIVAL: Duration = Duration::from_secs(5);
 /// What an idle stream weighs against open tickets when a lane is chosen.
 const STREAM_WEIGHT: usize = 16;
 
@@ -48,6 +52,8 @@ pub struct Edges {
 pub struct Handles {
     /// New connections, from the listener.
     pub adopt: Recipient<AdoptStream>,
+    /// Components to keep connected.
+    pub attach: Recipient<Component>,
     /// Stops reading, lets all that is unanswered be answered, closes the streams.
     pub drain: Recipient<Drain>,
     /// Counters of the gate and its sessions.
@@ -114,6 +120,11 @@ pub(crate) struct Counters {
     pub(crate) replies: Count,
     pub(crate) replies_back: Count,
     pub(crate) replies_lost: Count,
+    pub(crate) components_open: Count,
+    pub(crate) component_connects: Count,
+    pub(crate) component_connects_failed: Count,
+    pub(crate) component_replies: Count,
+    pub(crate) passed_over: Count,
 }
 
 /// One counter of one thread.
@@ -146,6 +157,7 @@ pub fn start(ingress: &Ingress, edges: Edges) -> Handles {
             load: load.clone(),
         }),
         sessions: Vec::new(),
+        components: Vec::new(),
     };
     let address = Supervisor::start(|ctx: &mut Context<Gate>| {
         ctx.set_mailbox_capacity(0);
@@ -153,6 +165,7 @@ pub fn start(ingress: &Ingress, edges: Edges) -> Handles {
     });
     Handles {
         adopt: address.clone().recipient(),
+        attach: address.clone().recipient(),
         drain: address.clone().recipient(),
         probe: address.recipient(),
         load,
@@ -171,10 +184,24 @@ struct Gate {
     lane: Rc<Lane>,
     /// Sessions that ended are removed when the next one comes.
     sessions: Vec<Addr<Session>>,
+    /// Sessions that must not end before the drain.
+    components: Vec<(Component, Addr<Session>)>,
 }
 
 impl Actor for Gate {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // A component's session ends by itself only after a panic in it.
+        ctx.run_interval(REVIVAL, |gate, _| {
+            for (component, session) in &mut gate.components {
+                if !session.connected() {
+                    tracing::error!(component = %component.domain(), "a component is started again");
+                    *session = component::start(Rc::clone(&gate.lane), component.clone());
+                }
+            }
+        });
+    }
 }
 
 impl Supervised for Gate {}
@@ -210,12 +237,23 @@ fn prepare(socket: std::net::TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(socket)
 }
 
+impl Handler<Component> for Gate {
+    type Result = ();
+
+    fn handle(&mut self, component: Component, _: &mut Self::Context) {
+        let session = component::start(Rc::clone(&self.lane), component.clone());
+        self.components.push((component, session));
+    }
+}
+
 impl Handler<Drain> for Gate {
     type Result = ResponseFuture<Drained>;
 
     fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
         let sessions = std::mem::take(&mut self.sessions);
-        let drains = sessions.into_iter().map(move |session| {
+        let components = std::mem::take(&mut self.components);
+        let components = components.into_iter().map(|(_, session)| session);
+        let drains = sessions.into_iter().chain(components).map(move |session| {
             let drained = session.send(drain);
             // A session that has ended has nothing unanswered.
             async { drained.await.unwrap_or_default().abandoned }
@@ -247,6 +285,20 @@ impl Handler<Probe> for Gate {
                 ("replies_total", counters.replies.get()),
                 ("replies_back_total", counters.replies_back.get()),
                 ("replies_unsent_total", counters.replies_lost.get()),
+                ("components_open", counters.components_open.get()),
+                (
+                    "component_connects_total",
+                    counters.component_connects.get(),
+                ),
+                (
+                    "component_connects_failed_total",
+                    counters.component_connects_failed.get(),
+                ),
+                (
+                    "component_replies_written_total",
+                    counters.component_replies.get(),
+                ),
+                ("stanzas_passed_over_total", counters.passed_over.get()),
             ],
         }
     }

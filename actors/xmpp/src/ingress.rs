@@ -35,6 +35,8 @@ struct Inner {
     /// The first is the one we answer as when a peer asks for a domain that is not served.
     first: Domain,
     served: HashMap<Domain, Served>,
+    /// The domains without a certificate, which no server can open a stream to.
+    components: HashMap<Domain, Service>,
     trust: Trust,
     resolver: Resolver,
     key_maker: KeyMaker,
@@ -88,38 +90,50 @@ impl Ingress {
         let policy = Policy::load(config, &mut errors);
         let (trust, unreadable) = load_trust(config);
         errors.extend(unreadable);
-        if trust.len() == 0 {
+        if trust.len() == 0 && !config.listen.is_empty() {
             tracing::warn!("{}", Error::NoRoots);
         }
         let key_maker = KeyMaker::from_file(&config.dialback_secret_file)
             .map_err(|error| errors.push(error))
             .ok();
         let stream_ids = StreamIds::new().map_err(|error| errors.push(error)).ok();
-        let first = loaded.first().map(|one| one.domain.clone());
+        let (loaded, plain): (Vec<_>, Vec<_>) = loaded
+            .into_iter()
+            .partition(|one| one.credentials.is_some());
+        let first = loaded.first().or(plain.first());
+        let first = first.map(|one| one.domain.clone());
         let certificates: Arc<Certificates> = Arc::new(
             loaded
                 .iter()
                 .filter_map(|one| match Host::of(&one.domain) {
-                    Ok(Host::Name(name)) => Some((name, Arc::clone(&one.credentials))),
+                    Ok(Host::Name(name)) => Some((name, one.credentials.clone()?)),
                     _ => None,
                 })
                 .collect(),
         );
         let mut served = HashMap::new();
         for one in loaded {
-            match one.serve(&certificates, version) {
+            let Some(credentials) = one.credentials.clone() else {
+                continue;
+            };
+            match one.serve(&credentials, &certificates, version) {
                 Ok(one) => {
                     served.insert(one.domain().clone(), one);
                 }
                 Err(error) => errors.push(error),
             }
         }
+        let components = plain
+            .into_iter()
+            .map(|one| (one.domain.clone(), one.service(version)))
+            .collect();
         match (first, key_maker, stream_ids) {
             (Some(first), Some(key_maker), Some(stream_ids)) if errors.is_empty() => {
                 Ok(Self(Arc::new(Inner {
                     config: config.clone(),
                     first,
                     served,
+                    components,
                     trust,
                     resolver: Resolver::new(hosts),
                     key_maker,
@@ -145,6 +159,12 @@ impl Ingress {
     /// The served domain of that name, prepared.
     pub(crate) fn served(&self, domain: &str) -> Option<&Served> {
         self.0.served.get(domain)
+    }
+
+    /// What a domain answers, whether servers can open streams to it or not.
+    pub(crate) fn service(&self, domain: &Domain) -> Option<&Service> {
+        let served = self.0.served.get(domain).map(Served::service);
+        served.or_else(|| self.0.components.get(domain))
     }
 
     pub(crate) fn resolver(&self) -> &Resolver {
@@ -203,25 +223,31 @@ struct Loaded {
     domain: Domain,
     apps: Vec<AppId>,
     contacts: crate::Contacts,
-    credentials: Arc<CertifiedKey>,
+    /// None of a domain that is only a component.
+    credentials: Option<Arc<CertifiedKey>>,
 }
 
 impl Loaded {
+    fn service(self, version: &'static str) -> Service {
+        Service {
+            domain: self.domain,
+            apps: self.apps,
+            contacts: self.contacts,
+            software: "Campanile",
+            version,
+        }
+    }
+
     fn serve(
         self,
+        credentials: &Arc<CertifiedKey>,
         certificates: &Arc<Certificates>,
         version: &'static str,
     ) -> Result<Served, Error> {
         Ok(Served {
-            acceptor: tls::acceptor(certificates, &self.credentials)?,
-            connector: tls::connector(&self.credentials)?,
-            service: Service {
-                domain: self.domain,
-                apps: self.apps,
-                contacts: self.contacts,
-                software: "Campanile",
-                version,
-            },
+            acceptor: tls::acceptor(certificates, credentials)?,
+            connector: tls::connector(credentials)?,
+            service: self.service(version),
         })
     }
 }
@@ -250,7 +276,14 @@ fn load_domains(domains: &[DomainConfig], errors: &mut Vec<Error>) -> Vec<Loaded
                 name: config.name.clone(),
             });
         }
-        match tls::credentials(config) {
+        let credentials = match (&config.certificate, &config.key) {
+            (Some(certificate), Some(key)) => tls::credentials(certificate, key).map(Some),
+            (None, None) => Ok(None),
+            _ => Err(Error::HalfIdentity {
+                name: config.name.clone(),
+            }),
+        };
+        match credentials {
             Ok(credentials) => loaded.push(Loaded {
                 domain,
                 apps: config.apps.iter().map(|app| AppId::new(app)).collect(),
@@ -347,7 +380,7 @@ pub fn inspect(config: &Config, domains: &[DomainConfig], clock: &Clock) -> Vec<
         .into_iter()
         .map(|error| Finding { fatal: true, error })
         .collect();
-    if trust.len() == 0 {
+    if trust.len() == 0 && !config.listen.is_empty() {
         findings.push(Finding {
             fatal: false,
             error: Error::NoRoots,
@@ -373,8 +406,11 @@ fn missing_folder(file: &Path) -> Option<Error> {
 /// What peers will find wrong with our certificate.
 fn inspect_certificate(config: &DomainConfig, clock: &Clock) -> Vec<Finding> {
     let mut errors = Vec::new();
-    let certificate = || config.certificate.clone();
-    let chain = tls::certificates(&config.certificate).unwrap_or_default();
+    let Some(file) = &config.certificate else {
+        return Vec::new();
+    };
+    let certificate = || file.clone();
+    let chain = tls::certificates(file).unwrap_or_default();
     let (Some(leaf), Ok(domain)) = (chain.first(), jid::prepare_domain(&config.name)) else {
         return Vec::new();
     };

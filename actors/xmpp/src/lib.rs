@@ -11,10 +11,14 @@
 //! - [`egress`] runs once per lane and owns the streams that we open to peers: answers go there, since a
 //!   stream between servers carries stanzas one way (RFC 6120 §4.5).
 //!
+//! A served domain may instead be a [`component`] of a server, which a gate connects to.
+//!
 //! `xml`, `service`, `reply` and `pending` compute and do no I/O; `stream` negotiates.
 
 mod back;
+mod backoff;
 mod census;
+pub mod component;
 mod config;
 pub mod egress;
 mod error;
@@ -31,6 +35,6 @@ mod session;
 mod stream;
 mod xml;
 
-pub use config::{Config, Contacts, DomainConfig, HostOverride};
+pub use config::{ComponentConfig, Config, Contacts, DomainConfig, HostOverride};
 pub use error::Error;
 pub use ingress::{Finding, Ingress, inspect};

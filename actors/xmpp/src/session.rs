@@ -3,6 +3,7 @@
 //! The actor has the tickets and receives outcomes; a task beside it on the same thread has the socket.
 //! Answers go over the egress, or back on the stream itself where the peer wants that (XEP-0288). The actor
 //! outlives its socket until all that was asked is answered.
+//! A component ([`crate::component`]) is the same actor with another task, which writes the answers too.
 
 use std::cell::{Cell, RefCell};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -21,19 +22,20 @@ use messages::{
     Domain, Drain, Drained, Origin, OutcomeBatch, Publish, PublishBatch, PushOutcome,
     RegistryError, Rejection, Ticket,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{self, sleep_until, timeout, timeout_at};
 
 use crate::back::Back;
-use crate::egress::EgressBatch;
+use crate::egress::{Chunk, EgressBatch, Queue};
 use crate::gate::{Lane, Places};
-use crate::ingress::Served;
 use crate::jid::{self, Jid};
 use crate::pace::{Pace, Taken};
 use crate::pending::Pending;
 use crate::reply;
-use crate::service::{self, Answer};
+use crate::service::{self, Answer, Service};
+use crate::stream::framed::Framed;
 use crate::stream::inbound::{self, Inbound};
 use crate::stream::{Fault, Stage, Trace, ns};
 use crate::xml::publish::{self, PublishIq, Read};
@@ -55,7 +57,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// What the stream task shall do.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
+pub(crate) enum Order {
     Run,
     /// Read nothing more.
     Drain,
@@ -63,27 +65,38 @@ enum Order {
     Close,
 }
 
+/// Who may send to whom on a stream.
+pub(crate) trait Rule {
+    /// The authenticated domain that sends, and the service that receives; none to pass a stanza over.
+    ///
+    /// # Errors
+    /// The fault that ends the stream.
+    fn allow(&self, from: &str, to: &str) -> Result<Option<(Domain, &Service)>, Fault>;
+}
+
 /// What actor and stream task share. Never borrowed across an await.
-struct Core {
-    lane: Rc<Lane>,
+pub(crate) struct Core {
+    pub(crate) lane: Rc<Lane>,
+    /// Answers for a stream that takes its own; else they go over the egress.
+    pub(crate) queue: Option<RefCell<Queue>>,
     pending: RefCell<Pending>,
     /// The answers that go back on the stream, while they may: between one pair of domains only.
     back: RefCell<Option<Back>>,
     /// Registration commands without answer.
     registering: Cell<usize>,
-    order: Cell<Order>,
+    pub(crate) order: Cell<Order>,
     /// Whether the stream task waits for a ticket or a registration.
-    stalled: Cell<bool>,
+    pub(crate) stalled: Cell<bool>,
     /// Whether the stream task runs.
-    open: Cell<bool>,
+    pub(crate) open: Cell<bool>,
     /// Wakes the stream task.
-    changed: Notify,
+    pub(crate) changed: Notify,
     /// Wakes a drain.
-    settled: Notify,
+    pub(crate) settled: Notify,
 }
 
 impl Core {
-    fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.pending.borrow().is_full()
             || self.registering.get() >= self.lane.ingress.config().registrations_per_stream_max
     }
@@ -163,13 +176,28 @@ impl Core {
         (count + self.registering.get()) as u64
     }
 
-    /// Sends answers back on the stream, or by the egress.
+    /// Hands answers to the stream itself if it takes its own, else back on it if the peer wants that,
+    /// else to the egress.
     fn send(&self, replies: Replies) {
         for batch in replies.batches {
             self.lane.counters.replies.add(batch.replies);
-            if let Err(batch) = self.send_back(batch) {
+            if let Some(queue) = &self.queue {
+                self.send_along(queue, batch);
+            } else if let Err(batch) = self.send_back(batch) {
                 self.send_out(batch);
             }
+        }
+    }
+
+    /// Lays answers down for the task of a stream that takes its own.
+    fn send_along(&self, queue: &RefCell<Queue>, batch: EgressBatch) {
+        let max = self.lane.ingress.config().egress_queue_bytes_max;
+        let lost = batch.replies;
+        let chunk = Chunk::new(batch.stanzas, batch.replies);
+        if self.open.get() && queue.borrow_mut().push(chunk, max).is_ok() {
+            self.changed.notify_one();
+        } else {
+            self.lane.counters.replies_lost.add(lost);
         }
     }
 
@@ -323,9 +351,24 @@ impl Session {
         address: SocketAddr,
         places: Places,
     ) -> Addr<Self> {
+        Self::start_with(lane, None, |core, session| {
+            StreamTask::new(core, session, address, places).run(socket)
+        })
+    }
+
+    /// Starts on the current arbiter with the task that `task` makes, which has the socket.
+    pub(crate) fn start_with<T>(
+        lane: Rc<Lane>,
+        queue: Option<RefCell<Queue>>,
+        task: impl FnOnce(Rc<Core>, Addr<Self>) -> T,
+    ) -> Addr<Self>
+    where
+        T: Future<Output = ()> + 'static,
+    {
         let tickets = lane.ingress.config().tickets_per_stream;
         let core = Rc::new(Core {
             lane,
+            queue,
             pending: RefCell::new(Pending::new(tickets)),
             back: RefCell::default(),
             registering: Cell::new(0),
@@ -337,8 +380,7 @@ impl Session {
         });
         Self::create(|ctx| {
             ctx.set_mailbox_capacity(0);
-            let task = StreamTask::new(Rc::clone(&core), ctx.address(), address, places);
-            actix_rt::spawn(task.run(socket));
+            actix_rt::spawn(task(Rc::clone(&core), ctx.address()));
             Self { core }
         })
     }
@@ -390,7 +432,10 @@ impl Handler<Drain> for Session {
             };
             // The stream's end is a courtesy; the answers are out.
             let _ = timeout(CLOSE_LIMIT, closed).await;
-            Drained { abandoned }
+            let unsent = core.queue.as_ref().map(|queue| queue.borrow().replies());
+            Drained {
+                abandoned: abandoned + unsent.unwrap_or_default(),
+            }
         })
     }
 }
@@ -469,10 +514,21 @@ impl Agenda {
 }
 
 /// What one read brought.
-struct Batch {
+pub(crate) struct Batch {
     deadline: Instant,
     publishes: Vec<Publish>,
     replies: Replies,
+}
+
+impl Batch {
+    /// A batch whose publishes are answered within the time that there is for it.
+    pub(crate) fn new(lane: &Lane) -> Self {
+        Self {
+            deadline: Instant::now() + lane.ingress.config().reply_deadline(),
+            publishes: Vec::new(),
+            replies: Replies::default(),
+        }
+    }
 }
 
 impl StreamTask {
@@ -627,20 +683,10 @@ impl StreamTask {
         if self.core.order.get() != Order::Run {
             return Ok(None);
         }
-        let mut batch = Batch {
-            deadline: Instant::now() + self.core.lane.ingress.config().reply_deadline(),
-            publishes: Vec::new(),
-            replies: Replies::default(),
-        };
+        let mut batch = Batch::new(&self.core.lane);
         let taken = self.take_each(stream, verifications, &mut batch).await;
-        self.pass_on(&mut batch);
+        self.core.pass_on(&self.session, &mut batch);
         taken
-    }
-
-    fn pass_on(&self, batch: &mut Batch) {
-        self.core.send(std::mem::take(&mut batch.replies));
-        let publishes = std::mem::take(&mut batch.publishes);
-        self.core.publish(&self.session, batch.deadline, publishes);
     }
 
     async fn take_each(
@@ -673,7 +719,7 @@ impl StreamTask {
             stream.framed.consume(len);
             if let Some(element) = rest {
                 // Negotiation writes, so what was read before it goes first.
-                self.pass_on(batch);
+                self.core.pass_on(&self.session, batch);
                 if let Some(verification) = stream.negotiate(&element).await? {
                     let ingress = self.core.lane.ingress.clone();
                     verifications.push(Box::pin(verification.run(ingress)));
@@ -689,40 +735,62 @@ impl StreamTask {
         len: usize,
         batch: &mut Batch,
     ) -> Result<Option<Element>, Fault> {
-        let (text, namespaces) = stream.framed.text(len)?;
         if stream.is_authenticated() {
-            let taken = match publish::read(text, namespaces)? {
-                Read::Publish(iq) => {
-                    self.take_publish(stream, iq, batch)?;
-                    true
-                }
-                Read::Malformed(head) => {
-                    authorised(stream, &head.from, &head.to)?;
-                    let outcome = PushOutcome::Rejected(Rejection::Malformed);
-                    batch
-                        .replies
-                        .push(&head, |out| reply::render(out, &head, outcome));
-                    true
-                }
-                Read::Other => false,
-            };
-            if taken {
-                self.core.lane.counters.stanzas.add(1);
-                return Ok(None);
-            }
+            return self.core.take_stanza(&stream.framed, len, stream, batch);
         }
         let element = stream.framed.read(len)?;
-        if element.namespace() != ns::SERVER {
-            return Ok(Some(element));
-        }
-        if !stream.is_authenticated() {
+        if element.namespace() == ns::SERVER {
             return Err(Fault::refuse(
                 StreamCondition::NotAuthorized,
                 "a stanza came before authentication",
             ));
         }
-        self.core.lane.counters.stanzas.add(1);
-        self.take_other(stream, &element, batch)?;
+        Ok(Some(element))
+    }
+}
+
+impl Core {
+    /// Passes on what a read brought, answers first.
+    pub(crate) fn pass_on(&self, session: &Addr<Session>, batch: &mut Batch) {
+        self.send(std::mem::take(&mut batch.replies));
+        let publishes = std::mem::take(&mut batch.publishes);
+        self.publish(session, batch.deadline, publishes);
+    }
+
+    /// Takes the stanza of `len` bytes at the start of an authenticated stream's buffer; gives back what
+    /// is none.
+    pub(crate) fn take_stanza<T>(
+        self: &Rc<Self>,
+        framed: &Framed<T>,
+        len: usize,
+        rule: &impl Rule,
+        batch: &mut Batch,
+    ) -> Result<Option<Element>, Fault>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (text, namespaces) = framed.text(len)?;
+        match publish::read(text, namespaces)? {
+            Read::Publish(iq) => self.take_publish(rule, iq, batch)?,
+            Read::Malformed(head) => {
+                if rule.allow(&head.from, &head.to)?.is_some() {
+                    let outcome = PushOutcome::Rejected(Rejection::Malformed);
+                    batch
+                        .replies
+                        .push(&head, |out| reply::render(out, &head, outcome));
+                }
+            }
+            Read::Other => {
+                let element = framed.read(len)?;
+                if element.namespace() != namespaces.content() {
+                    return Ok(Some(element));
+                }
+                self.lane.counters.stanzas.add(1);
+                self.take_other(rule, &element, batch)?;
+                return Ok(None);
+            }
+        }
+        self.lane.counters.stanzas.add(1);
         Ok(None)
     }
 
@@ -730,7 +798,7 @@ impl StreamTask {
     /// is a publish all the same, and the reply comes from exactly there.
     fn take_publish(
         &self,
-        stream: &Inbound,
+        rule: &impl Rule,
         iq: PublishIq<'_>,
         batch: &mut Batch,
     ) -> Result<(), Fault> {
@@ -740,9 +808,10 @@ impl StreamTask {
             secret,
             hint,
         } = iq;
-        let (domain, served) = authorised(stream, &head.from, &head.to)?;
-        let service = served.domain();
-        if !jid::is_domain(&head.from, domain) {
+        let Some((domain, service)) = rule.allow(&head.from, &head.to)? else {
+            return Ok(());
+        };
+        if !jid::is_domain(&head.from, &domain) {
             // Servers publish, not their users (XEP-0357 §5).
             let outcome = PushOutcome::Rejected(Rejection::Forbidden);
             batch
@@ -751,14 +820,14 @@ impl StreamTask {
             return Ok(());
         }
         let deadline = batch.deadline + BACKSTOP;
-        let ticket = self.core.pending.borrow_mut().take_ticket(&head, deadline);
+        let ticket = self.pending.borrow_mut().take_ticket(&head, deadline);
         match ticket {
             Some(ticket) => batch.publishes.push(Publish {
                 ticket,
                 node,
                 secret,
-                domain: domain.clone(),
-                service: service.clone(),
+                domain,
+                service: service.domain.clone(),
                 hint,
             }),
             None => {
@@ -772,32 +841,34 @@ impl StreamTask {
     }
 
     fn take_other(
-        &self,
-        stream: &Inbound,
+        self: &Rc<Self>,
+        rule: &impl Rule,
         stanza: &Element,
         batch: &mut Batch,
     ) -> Result<(), Fault> {
         let (Some(from), Some(to)) = (stanza.attribute("from"), stanza.attribute("to")) else {
             return Err(unaddressed());
         };
-        let (domain, served) = authorised(stream, from, to)?;
-        let route = Route {
-            local: served.domain().clone(),
-            remote: domain.clone(),
+        let Some((remote, service)) = rule.allow(from, to)? else {
+            return Ok(());
         };
-        let edges = &self.core.lane.edges;
-        match service::answer(stanza, served.service()) {
+        let route = Route {
+            local: service.domain.clone(),
+            remote,
+        };
+        let edges = &self.lane.edges;
+        match service::answer(stanza, service) {
             Answer::Nothing => {}
             Answer::Reply(reply) => batch.replies.push_rendered(route, reply),
             Answer::Register(register, command) => {
                 let asked = edges.register.send(register).timeout(REGISTRY_LIMIT);
                 let render = |outcome| command.registered(outcome);
-                self.core.ask(route, asked, render);
+                self.ask(route, asked, render);
             }
             Answer::Unregister(unregister, command) => {
                 let asked = edges.unregister.send(unregister).timeout(REGISTRY_LIMIT);
                 let render = |outcome| command.unregistered(outcome);
-                self.core.ask(route, asked, render);
+                self.ask(route, asked, render);
             }
             Answer::Unsupported => {
                 return Err(Fault::refuse(
@@ -811,21 +882,19 @@ impl StreamTask {
     }
 }
 
-/// The authenticated domain that sends, and the served one that receives (RFC 6120 §8.1).
-fn authorised<'a>(
-    stream: &'a Inbound,
-    from: &str,
-    to: &str,
-) -> Result<(&'a Domain, &'a Served), Fault> {
-    let domain = stream.sender(from).ok_or(Fault::refuse(
-        StreamCondition::InvalidFrom,
-        "a stanza came from a domain that is not authenticated on this stream",
-    ))?;
-    let served = stream.receiver(to).ok_or(Fault::refuse(
-        StreamCondition::HostUnknown,
-        "a stanza came for a domain that is not served here",
-    ))?;
-    Ok((domain, served))
+/// Each fault of addressing ends a stream between servers (RFC 6120 §8.1).
+impl Rule for Inbound {
+    fn allow(&self, from: &str, to: &str) -> Result<Option<(Domain, &Service)>, Fault> {
+        let domain = self.sender(from).ok_or(Fault::refuse(
+            StreamCondition::InvalidFrom,
+            "a stanza came from a domain that is not authenticated on this stream",
+        ))?;
+        let served = self.receiver(to).ok_or(Fault::refuse(
+            StreamCondition::HostUnknown,
+            "a stanza came for a domain that is not served here",
+        ))?;
+        Ok(Some((domain.clone(), served.service())))
+    }
 }
 
 const fn unaddressed() -> Fault {

@@ -45,13 +45,15 @@ pub(crate) enum Answer {
     Unaddressed,
 }
 
-/// Answers a stanza whose sender is authenticated and whose `to` is at the domain of `service`.
+/// Answers a stanza whose sender is authenticated and whose `to` is at the domain of `service`. Of which
+/// kind its stream is makes no difference.
 pub(crate) fn answer(stanza: &Element, service: &Service) -> Answer {
     let head = IqHead::of(stanza);
-    match (stanza.namespace(), stanza.name(), head) {
-        (ns::SERVER, "iq", Some(head)) => answer_iq(stanza, &head, service),
-        (ns::SERVER, "message" | "presence", Some(_)) => Answer::Nothing,
-        (ns::SERVER, "iq" | "message" | "presence", None) => Answer::Unaddressed,
+    let content = matches!(stanza.namespace(), ns::SERVER | ns::COMPONENT);
+    match (content, stanza.name(), head) {
+        (true, "iq", Some(head)) => answer_iq(stanza, &head, service),
+        (true, "message" | "presence", Some(_)) => Answer::Nothing,
+        (true, "iq" | "message" | "presence", None) => Answer::Unaddressed,
         _ => Answer::Unsupported,
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::Fault;
 use crate::xml::header::StreamHeader;
+use crate::xml::skipper::Skipper;
 use crate::xml::splitter::{Limits, Splitter, Unit};
 use crate::xml::stream_error::StreamCondition;
 use crate::xml::stream_error::StreamError;
@@ -88,6 +89,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
     pub(crate) fn text(&self, len: usize) -> Result<(&str, &Namespaces), XmlError> {
         let unit = self.buffer.get(..len).unwrap_or_default();
         Ok((xml::utf8(unit)?, &self.namespaces))
+    }
+
+    /// Drops what has come of the unit at the start of the buffer. Returns whether that was all of it.
+    pub(crate) fn skip(&mut self, skipper: &mut Skipper) -> Result<bool, XmlError> {
+        let end = skipper.skip(&self.buffer)?;
+        self.consume(end.unwrap_or(self.buffer.len()));
+        if end.is_some() {
+            self.splitter.begin();
+        }
+        Ok(end.is_some())
     }
 
     /// Takes a unit off the buffer.

@@ -4,6 +4,7 @@
 //! open ([`outbound`]), since a stream carries stanzas one way (RFC 6120 §4.5). Negotiation is
 //! straight-line code in both directions. Everything that only computes has a file of its own.
 
+pub(crate) mod component;
 pub(crate) mod connect;
 pub(crate) mod dialback;
 pub(crate) mod external;
@@ -132,8 +133,5 @@ pub(crate) fn open_stream(out: &mut Vec<u8>, from: &Domain, to: Option<&Domain>,
     attributes.extend(to.map(|to| ("to", to.as_str())));
     attributes.extend(id.map(|id| ("id", id)));
     attributes.extend([("version", "1.0"), ("xml:lang", "en")]);
-    write::empty(out, "stream:stream", &attributes);
-    // The stream stays open: `/>` becomes `>`.
-    out.truncate(out.len().saturating_sub(2));
-    out.push(b'>');
+    write::start(out, "stream:stream", &attributes);
 }

@@ -20,7 +20,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, Se
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{DigitallySignedStruct, DistinguishedName, InconsistentKeys, SignatureScheme};
 
-use crate::{DomainConfig, Error};
+use crate::Error;
 
 /// The signature algorithms of certificates and handshakes.
 pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
@@ -41,23 +41,23 @@ pub(crate) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 /// Reads a domain's certificate and key and checks that they belong together.
-pub(crate) fn credentials(domain: &DomainConfig) -> Result<Arc<CertifiedKey>, Error> {
-    let chain = certificates(&domain.certificate)?;
-    let pem = read(&domain.key)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| Error::NotPem {
-        file: domain.key.clone(),
+pub(crate) fn credentials(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Error> {
+    let chain = certificates(certificate)?;
+    let pem = read(key)?;
+    let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| Error::NotPem {
+        file: key.to_owned(),
         wanted: "private key",
     })?;
-    match CertifiedKey::from_der(chain, key, &ring::default_provider()) {
+    match CertifiedKey::from_der(chain, private, &ring::default_provider()) {
         Ok(credentials) => Ok(Arc::new(credentials)),
         Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
             Err(Error::KeyMismatch {
-                key: domain.key.clone(),
-                certificate: domain.certificate.clone(),
+                key: key.to_owned(),
+                certificate: certificate.to_owned(),
             })
         }
         Err(source) => Err(Error::UnusableKey {
-            file: domain.key.clone(),
+            file: key.to_owned(),
             source,
         }),
     }

@@ -49,6 +49,19 @@ pub(crate) enum XmlError {
 }
 
 impl XmlError {
+    /// Whether the unit may be sound and is only more than we take.
+    pub(crate) const fn is_limit(self) -> bool {
+        matches!(
+            self,
+            Self::StanzaTooBig
+                | Self::TagTooLong
+                | Self::NameTooLong
+                | Self::TooDeep
+                | Self::TooManyAttributes
+                | Self::TooManyNamespaces
+        )
+    }
+
     /// The stream error that tells the peer (RFC 6120 §4.9.3, §11).
     pub(crate) const fn stream_error(self) -> StreamError {
         let error = match self {

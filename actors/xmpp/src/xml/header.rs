@@ -16,7 +16,7 @@ pub(crate) struct StreamHeader {
     pub(crate) version: Option<(u16, u16)>,
     /// Needed to read everything inside the stream.
     pub(crate) namespaces: Namespaces,
-    /// What is wrong with the element's name and namespaces.
+    /// What is wrong with the element's name and its namespace.
     fault: Option<XmlError>,
 }
 
@@ -47,7 +47,7 @@ impl StreamHeader {
             to: events.attribute("to").map(Box::from),
             id: events.attribute("id").map(Box::from),
             version: events.attribute("version").and_then(parse_version),
-            fault: name_fault(&events, &namespaces),
+            fault: name_fault(&events),
             namespaces,
         })
     }
@@ -58,25 +58,38 @@ impl StreamHeader {
     /// [`XmlError::InvalidNamespace`], [`XmlError::BadNamespacePrefix`], [`XmlError::BadFormat`] for
     /// another element than `stream`, or [`XmlError::UnsupportedVersion`].
     pub(crate) fn check(&self) -> Result<(), XmlError> {
-        match (self.fault, self.version) {
-            (Some(fault), _) => Err(fault),
-            (None, Some((1.., _))) => Ok(()),
-            (None, _) => Err(XmlError::UnsupportedVersion),
+        self.check_names(ns::SERVER)?;
+        match self.version {
+            Some((1.., _)) => Ok(()),
+            _ => Err(XmlError::UnsupportedVersion),
+        }
+    }
+
+    /// The same for a component's stream, which has no version (XEP-0114 §3).
+    ///
+    /// # Errors
+    /// As [`StreamHeader::check`], but for the version.
+    pub(crate) fn check_component(&self) -> Result<(), XmlError> {
+        self.check_names(ns::COMPONENT)
+    }
+
+    fn check_names(&self, content: &str) -> Result<(), XmlError> {
+        match self.fault {
+            Some(fault) => Err(fault),
+            None if self.namespaces.content() == content => Ok(()),
+            None => Err(XmlError::InvalidNamespace),
         }
     }
 }
 
-fn name_fault(events: &Events<'_, '_>, namespaces: &Namespaces) -> Option<XmlError> {
+fn name_fault(events: &Events<'_, '_>) -> Option<XmlError> {
     if events.namespace() != ns::STREAMS {
         return Some(XmlError::InvalidNamespace);
     }
     if events.prefix() != Some("stream") {
         return Some(XmlError::BadNamespacePrefix);
     }
-    if events.name() != "stream" {
-        return Some(XmlError::BadFormat);
-    }
-    (namespaces.find(None) != Some(ns::SERVER)).then_some(XmlError::InvalidNamespace)
+    (events.name() != "stream").then_some(XmlError::BadFormat)
 }
 
 /// Checks the inside of `<?xml …?>`.
@@ -194,6 +207,18 @@ mod tests {
             &format!("<stream:features {server} version='1.0'>"),
             Err(XmlError::BadFormat),
         );
+    }
+
+    #[test]
+    fn headers_of_components() {
+        let namespaces = "xmlns:stream='http://etherx.jabber.org/streams'";
+        let component =
+            format!("<stream:stream {namespaces} xmlns='jabber:component:accept' id='1'>");
+        assert_eq!(read(&component).check_component(), Ok(()));
+        assert_eq!(read(&component).check(), Err(XmlError::InvalidNamespace));
+        let server = format!("<stream:stream {namespaces} xmlns='jabber:server' version='1.0'>");
+        let server = read(&server);
+        assert_eq!(server.check_component(), Err(XmlError::InvalidNamespace));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod events;
 pub(crate) mod header;
 mod namespaces;
 pub(crate) mod publish;
+pub(crate) mod skipper;
 pub(crate) mod splitter;
 pub(crate) mod stanza;
 pub(crate) mod stream_error;
@@ -28,6 +29,8 @@ pub(crate) mod ns {
     pub(crate) const XMLNS: &str = "http://www.w3.org/2000/xmlns/";
     pub(crate) const STREAMS: &str = "http://etherx.jabber.org/streams";
     pub(crate) const SERVER: &str = "jabber:server";
+    /// XEP-0114.
+    pub(crate) const COMPONENT: &str = "jabber:component:accept";
     pub(crate) const STREAM_ERRORS: &str = "urn:ietf:params:xml:ns:xmpp-streams";
     pub(crate) const STANZA_ERRORS: &str = "urn:ietf:params:xml:ns:xmpp-stanzas";
     /// XEP-0220.

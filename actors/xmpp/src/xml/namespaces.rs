@@ -33,6 +33,13 @@ impl Namespaces {
         self.find(Some(prefix))
     }
 
+    /// The content namespace: that of the stanzas (RFC 6120 §4.8.2). Headers with another than
+    /// [`ns::SERVER`](super::ns::SERVER), or on a component's stream
+    /// [`ns::COMPONENT`](super::ns::COMPONENT), are refused before any stanza is read.
+    pub(crate) fn content(&self) -> &str {
+        self.find(None).unwrap_or_default()
+    }
+
     /// The namespace bound to a prefix; without prefix, the default namespace.
     pub(super) fn find(&self, prefix: Option<&str>) -> Option<&str> {
         self.bindings

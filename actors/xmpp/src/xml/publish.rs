@@ -45,7 +45,7 @@ pub(crate) struct PublishIq<'a> {
 pub(crate) fn read<'a>(stanza: &'a str, namespaces: &Namespaces) -> Result<Read<'a>, XmlError> {
     let mut events = Events::new(stanza, namespaces)?;
     events.root()?;
-    if !events.is("iq", ns::SERVER) || events.attribute("type") != Some("set") {
+    if !events.is("iq", namespaces.content()) || events.attribute("type") != Some("set") {
         return Ok(Read::Other);
     }
     let id = events.take_attribute("id");

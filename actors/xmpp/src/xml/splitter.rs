@@ -115,6 +115,12 @@ impl Splitter {
         *self = Self::new(self.limits);
     }
 
+    /// Expects the next unit at the start of the buffer: the one before was dropped.
+    pub(crate) const fn begin(&mut self) {
+        self.state = State::Between;
+        self.position = 0;
+    }
+
     /// Finds the unit at the start of `buffer`. Between two calls that return [`Unit::Incomplete`] the
     /// buffer may only grow at its end.
     ///
@@ -131,8 +137,7 @@ impl Splitter {
                 Step::Starved => return Ok(Unit::Incomplete),
                 Step::Done(found) => {
                     self.header &= !matches!(found, Unit::Header(_));
-                    self.state = State::Between;
-                    self.position = 0;
+                    self.begin();
                     return Ok(found);
                 }
             }

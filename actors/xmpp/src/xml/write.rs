@@ -8,7 +8,6 @@ pub(crate) fn element(
     content: impl FnOnce(&mut Vec<u8>),
 ) {
     start(out, name, attributes);
-    out.push(b'>');
     let inside = out.len();
     content(out);
     if out.len() == inside {
@@ -23,8 +22,7 @@ pub(crate) fn element(
 
 /// Appends an element without content.
 pub(crate) fn empty(out: &mut Vec<u8>, name: &str, attributes: &[(&str, &str)]) {
-    start(out, name, attributes);
-    out.extend_from_slice(b"/>");
+    element(out, name, attributes, |_| {});
 }
 
 /// Appends character data.
@@ -32,7 +30,8 @@ pub(crate) fn text(out: &mut Vec<u8>, text: &str) {
     escape(out, text);
 }
 
-fn start(out: &mut Vec<u8>, name: &str, attributes: &[(&str, &str)]) {
+/// Appends a start tag, of a stream that stays open.
+pub(crate) fn start(out: &mut Vec<u8>, name: &str, attributes: &[(&str, &str)]) {
     out.push(b'<');
     out.extend_from_slice(name.as_bytes());
     for (key, value) in attributes {
@@ -42,6 +41,7 @@ fn start(out: &mut Vec<u8>, name: &str, attributes: &[(&str, &str)]) {
         escape(out, value);
         out.push(b'\'');
     }
+    out.push(b'>');
 }
 
 /// One escape table for text and attribute values: a parser gives back exactly `text`, with white space

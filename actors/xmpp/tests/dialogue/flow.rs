@@ -254,7 +254,7 @@ async fn a_dead_pipeline_is_answered_for() {
         .await;
 }
 
-const COMMAND: &str = "<iq id='r' type='set' from='ada@peer.test/phone' to='push.test'>\
+pub(crate) const COMMAND: &str = "<iq id='r' type='set' from='ada@peer.test/phone' to='push.test'>\
     <command xmlns='http://jabber.org/protocol/commands' node='NODE'>\
     <x xmlns='jabber:x:data' type='submit'><field var='type'><value>apns</value></field>\
     <field var='node'><value>UUID</value></field><field var='token'>\

@@ -49,7 +49,7 @@ fn files() {
     let world = World::new();
     let (config, domain) = good(&world);
     let missing = DomainConfig {
-        key: world.path("missing.key"),
+        key: Some(world.path("missing.key")),
         ..domain.clone()
     };
     check(

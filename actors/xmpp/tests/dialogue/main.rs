@@ -10,6 +10,7 @@
 
 mod attacks;
 mod bidi;
+mod component;
 mod dialback;
 mod drain;
 mod external;

@@ -76,6 +76,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
         sent.is_ok() && self.io.flush().await.is_ok()
     }
 
+    /// Sends `text` over and over, reading nothing, until the service hangs up.
+    pub(crate) async fn flood(&mut self, text: &str) {
+        let flood = async { while self.io.write_all(text.as_bytes()).await.is_ok() {} };
+        timeout(PATIENCE, flood).await.expect("no end");
+    }
+
     fn text(&self) -> &str {
         std::str::from_utf8(&self.unread).unwrap()
     }

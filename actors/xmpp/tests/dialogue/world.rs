@@ -133,8 +133,8 @@ impl World {
         std::fs::write(&key, &identity.key_pem).unwrap();
         DomainConfig {
             name: name.to_owned(),
-            certificate,
-            key,
+            certificate: Some(certificate),
+            key: Some(key),
             apps: vec!["app".to_owned()],
             contacts: xmpp::Contacts::default(),
         }
@@ -275,7 +275,7 @@ pub(crate) async fn drain(actor: &Recipient<Drain>, limit: Duration) -> Drained 
 }
 
 /// Registers everybody, except for nodes with the name of an error.
-struct Registry;
+pub(crate) struct Registry;
 
 impl Actor for Registry {
     type Context = Context<Self>;
