@@ -14,6 +14,7 @@
 //! `xml`, `service`, `reply` and `pending` compute and do no I/O; `stream` negotiates.
 
 mod back;
+mod backlog;
 mod census;
 mod config;
 pub mod egress;

@@ -785,6 +785,11 @@ impl StreamTask {
             local: served.domain().clone(),
             remote: domain.clone(),
         };
+        let kind = stanza.attribute("type");
+        if let (Some("result" | "error"), Some(id)) = (kind, stanza.attribute("id")) {
+            let pings = self.core.lane.ingress.pings();
+            pings.answered(id, domain, served.domain());
+        }
         let edges = &self.core.lane.edges;
         match service::answer(stanza, served.service()) {
             Answer::Nothing => {}
