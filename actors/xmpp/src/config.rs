@@ -105,8 +105,8 @@ pub struct Config {
     pub allow: Vec<String>,
     /// Domains that may not, even if they are in `allow`.
     pub deny: Vec<String>,
-    /// Whether a peer must prove its domain by a certificate. Then dialback is not offered, and no
-    /// authoritative server is asked.
+    /// Whether a peer must prove its domain by a certificate, on streams in both directions. Then dialback
+    /// is not offered, and no authoritative server is asked.
     pub require_certificates: bool,
     /// Whether the certificate authorities that the machine trusts are trusted.
     pub system_roots: bool,

@@ -1,8 +1,13 @@
 //! A stream that we open to a peer: to answer it ([`open`]), or to ask it for a dialback key
 //! ([`verify`]).
 
+use std::sync::Arc;
+
 use messages::Domain;
+use rustls::client::{ClientConfig, ResolvesClientCert};
 use rustls::pki_types::CertificateDer;
+use rustls::sign::CertifiedKey;
+use rustls::{AlertDescription, SignatureScheme};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -39,6 +44,8 @@ pub(crate) enum Failure {
         "authentication: peer offered neither EXTERNAL nor dialback: it does not like our certificate"
     )]
     NoMethod,
+    #[error("tls: {0}, and xmpp.require_certificates is set")]
+    Untrusted(Untrusted),
     #[error("authentication: it refuses our certificate, with the stream error not-authorized")]
     CertificateRefused,
     #[error("authentication: it answered our dialback key with {0}")]
@@ -61,11 +68,40 @@ impl Failure {
         matches!(self, Self::Resolve(error) if error.is_permanent())
     }
 
+    /// Whether the peer's TLS refused our certificate. In TLS 1.3 that is told after the handshake.
+    fn is_certificate_alert(&self) -> bool {
+        let Self::Stream {
+            fault: Fault::Io(error),
+            ..
+        } = self
+        else {
+            return false;
+        };
+        let tls = error.get_ref().and_then(|error| error.downcast_ref());
+        matches!(
+            tls,
+            Some(rustls::Error::AlertReceived(
+                AlertDescription::AccessDenied
+                    | AlertDescription::BadCertificate
+                    | AlertDescription::CertificateExpired
+                    | AlertDescription::CertificateRevoked
+                    | AlertDescription::CertificateUnknown
+                    | AlertDescription::DecryptError
+                    | AlertDescription::UnknownCA
+                    | AlertDescription::UnsupportedCertificate
+            ))
+        )
+    }
+
     /// Whether another target of the same domain may do better. A server that is there and refuses us is
     /// the same server elsewhere.
     const fn is_of_target(&self) -> bool {
         match self {
-            Self::Resolve(_) | Self::NoStartTls | Self::StartTlsFailed | Self::Silent => true,
+            Self::Resolve(_)
+            | Self::NoStartTls
+            | Self::StartTlsFailed
+            | Self::Untrusted(_)
+            | Self::Silent => true,
             Self::Stream { stage, fault } => match fault {
                 Fault::PeerError(condition) => is_of_host(*condition),
                 _ => !matches!(stage, Stage::Authentication | Stage::Open),
@@ -131,14 +167,14 @@ pub(crate) struct Opened {
 enum Approach {
     /// With the certificate, and with dialback if that fails.
     Any,
-    /// With dialback at once, because the peer ended a stream over our certificate.
+    /// With dialback at once and without a certificate, because the peer ended a stream over ours.
     DialbackOnly,
 }
 
 /// What authentication came to.
 enum Attempt {
     Done(Box<Opened>),
-    /// The peer refused EXTERNAL and ended the stream.
+    /// The peer ended the stream over our certificate.
     RefusedAndEnded,
 }
 
@@ -173,9 +209,9 @@ pub(crate) async fn verify(
     id: &str,
     key: &str,
 ) -> Result<bool, Failure> {
-    on_each_target(ingress, remote, async |reached| {
+    let asked = async |reached, approach| {
         let asked = async {
-            let mut secured = secure(ingress, local, remote, reached).await?;
+            let mut secured = secure(ingress, local, remote, reached, approach).await?;
             let answered = ask(&mut secured.framed, local, remote, id, key).await;
             // Not waited for: the answer is what counts.
             actix_rt::spawn(secured.framed.close(None));
@@ -184,6 +220,16 @@ pub(crate) async fn verify(
         timeout(ingress.config().authentication_timeout(), asked)
             .await
             .unwrap_or(Err(Failure::TimedOut))
+    };
+    on_each_target(ingress, remote, async |reached: Reached| {
+        let target = reached.target.clone();
+        match asked(reached, Approach::Any).await {
+            Err(failure) if failure.is_certificate_alert() => {}
+            settled => return settled,
+        }
+        let limit = ingress.config().connect_timeout();
+        let reached = reach(ingress.resolver(), target, limit).await?;
+        asked(reached, Approach::DialbackOnly).await
     })
     .await
 }
@@ -223,8 +269,13 @@ async fn authenticated(
     approach: Approach,
 ) -> Result<Attempt, Failure> {
     let negotiated = async {
-        let secured = secure(ingress, local, remote, reached).await?;
-        authenticate(ingress, local, remote, secured, approach).await
+        match secure(ingress, local, remote, reached, approach).await {
+            Ok(secured) => authenticate(ingress, local, remote, secured, approach).await,
+            Err(failure) if approach == Approach::Any && failure.is_certificate_alert() => {
+                Ok(Attempt::RefusedAndEnded)
+            }
+            Err(failure) => Err(failure),
+        }
     };
     timeout(ingress.config().authentication_timeout(), negotiated)
         .await
@@ -237,13 +288,30 @@ async fn secure(
     local: &Domain,
     remote: &Domain,
     reached: Reached,
+    approach: Approach,
 ) -> Result<Secured, Failure> {
+    let Reached { target, tcp } = reached;
     let secured = async {
-        let tls = match reached.target.security {
-            Security::Direct => reached.tcp,
-            Security::StartTls => start_tls(ingress, local, remote, reached.tcp).await?,
+        let served = ingress.served(local.as_str()).ok_or(Failure::NotServed)?;
+        let connector = match approach {
+            Approach::Any => served.connector(),
+            Approach::DialbackOnly => anonymous(&served.connector()),
         };
-        greet(ingress, local, remote, reached.target.security, tls).await
+        let connector = TlsConnector::from(connector);
+        let tcp = match target.security {
+            Security::Direct => tcp,
+            Security::StartTls => start_tls(ingress, local, remote, tcp).await?,
+        };
+        let host = Host::of(remote).map_err(|_| ResolveError::NotFound)?;
+        let name = identity::server_name(&host).ok_or(ResolveError::NotFound)?;
+        let handshake = match target.security {
+            Security::Direct => connector.with_alpn(vec![ALPN.to_vec()]).connect(name, tcp),
+            Security::StartTls => connector.connect(name, tcp),
+        };
+        let tls = handshake
+            .await
+            .map_err(|error| Failure::at(Stage::Tls)(error.into()))?;
+        greet(ingress, local, remote, tls).await
     };
     timeout(ingress.config().connect_timeout(), secured)
         .await
@@ -279,26 +347,14 @@ async fn start_tls(
     }
 }
 
-/// The TLS handshake, headers and features.
+/// The peer's certificate, headers and features.
 async fn greet(
     ingress: &Ingress,
     local: &Domain,
     remote: &Domain,
-    security: Security,
-    tcp: TcpStream,
+    tls: TlsStream<TcpStream>,
 ) -> Result<Secured, Failure> {
     let config = ingress.config();
-    let served = ingress.served(local.as_str()).ok_or(Failure::NotServed)?;
-    let host = Host::of(remote).map_err(|_| ResolveError::NotFound)?;
-    let name = identity::server_name(&host).ok_or(ResolveError::NotFound)?;
-    let connector = TlsConnector::from(served.connector());
-    let handshake = match security {
-        Security::Direct => connector.with_alpn(vec![ALPN.to_vec()]).connect(name, tcp),
-        Security::StartTls => connector.connect(name, tcp),
-    };
-    let tls = handshake
-        .await
-        .map_err(|error| Failure::at(Stage::Tls)(error.into()))?;
     let chain: Vec<CertificateDer<'static>> = tls
         .get_ref()
         .1
@@ -306,6 +362,9 @@ async fn greet(
         .unwrap_or_default()
         .to_vec();
     let verdict = ingress.judge(&chain, remote);
+    if let (true, Err(untrusted)) = (config.require_certificates, &verdict) {
+        return Err(Failure::Untrusted(untrusted.clone()));
+    }
     let mut framed = Framed::new(tls, config.limits(), config.write_stall());
     let (header, features) = match hello(&mut framed, local, remote).await {
         Ok(greeting) => greeting,
@@ -320,6 +379,26 @@ async fn greet(
         features,
         verdict,
     })
+}
+
+/// The same TLS without a certificate of ours.
+fn anonymous(connector: &ClientConfig) -> Arc<ClientConfig> {
+    let mut anonymous = connector.clone();
+    anonymous.client_auth_cert_resolver = Arc::new(NoCertificate);
+    Arc::new(anonymous)
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
 }
 
 /// Sends our header; takes the peer's and its features.

@@ -1,15 +1,19 @@
 //! Where streams that we open go: DNS, direct TLS, several targets, forbidden ones.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Instant;
 
 use messages::PushOutcome;
 use testkit::NameServer;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use xmpp::Config;
 
 use crate::peer::{
-    OFFER_EXTERNAL, Peer, accept, accept_external, answer, answer_direct, answer_external,
-    asked_for, attribute, authenticated, call, header, proceed, publish, reply, result,
+    OFFER_EXTERNAL, Peer, accept, accept_external, answer, answer_as, answer_direct,
+    answer_external, asked_for, attribute, authenticated, call, header, proceed, publish, reply,
+    result,
 };
 use crate::world::{Service, World};
 
@@ -268,4 +272,63 @@ async fn a_target_that_talks_no_xmpp_is_left() {
     let header = header("peer.test", "push.test").replace("version='1.0' xml", "xml");
     old.send(&header).await;
     answer_external(&home, &world).await;
+}
+
+#[actix::test]
+async fn a_key_is_verified_without_a_certificate_when_ours_ends_the_handshake() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let service = world.start(&world.config());
+    let called = call(&service, &world, None, "peer.test", "push.test").await;
+    let mut peer = called.peer;
+    peer.send("<db:result from='peer.test' to='push.test'>key</db:result>")
+        .await;
+    // A server that trusts another authority, and says so in the handshake.
+    let tls = World::new().server_tls(&world.self_signed(&["peer.test"]));
+    let refused = TlsAcceptor::from(Arc::clone(&tls));
+    let refused = refused.accept(proceed(&home).await.into_io()).await;
+    assert!(refused.is_err());
+    let mut answered = answer_as(&home, tls, "id", OFFER_EXTERNAL).await;
+    answered
+        .peer
+        .expect(&format!(
+            "<db:verify from='push.test' to='peer.test' id='{}'>key</db:verify>",
+            called.id
+        ))
+        .await;
+    answered
+        .peer
+        .send(&format!(
+            "<db:verify from='peer.test' to='push.test' id='{}' type='valid'/>",
+            called.id
+        ))
+        .await;
+    peer.expect("<db:result from='push.test' to='peer.test' type='valid'/>")
+        .await;
+}
+
+#[actix::test]
+async fn a_peer_that_is_down_costs_nothing_and_comes_back() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let address = home.local_addr().unwrap();
+    drop(home);
+    let begun = Instant::now();
+    let mut service = world.start(&world.config());
+    let mut peer = owe(&mut service, &world).await;
+    service.counted("egress_connects_failed_total", 1).await;
+    for _ in 0..50 {
+        peer.send(&publish("id-1", "node")).await;
+        service.settle(PushOutcome::Accepted).await;
+    }
+    // The shortest pause is half a second.
+    let attempts = service.count("egress_connects_total").await;
+    assert!(
+        attempts <= 1 + 2 * (1 + begun.elapsed().as_secs()),
+        "{attempts}"
+    );
+    let home = TcpListener::bind(address).await.unwrap();
+    let mut returning = answer_external(&home, &world).await;
+    returning.expect(&result("id-1").repeat(51)).await;
+    assert_eq!(service.count("replies_lost_total").await, 0);
 }

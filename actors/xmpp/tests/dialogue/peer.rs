@@ -67,6 +67,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
         }
     }
 
+    pub(crate) fn into_io(self) -> T {
+        self.io
+    }
+
     pub(crate) async fn send(&mut self, text: &str) {
         self.io.write_all(text.as_bytes()).await.unwrap();
         self.io.flush().await.unwrap();

@@ -1,10 +1,14 @@
 //! Streams that we open: authentication, loss and return.
 
+use std::sync::Arc;
+
 use messages::PushOutcome;
+use tokio_rustls::TlsAcceptor;
 
 use crate::peer::{
     Caller, FAILURE, OFFER_DIALBACK, OFFER_EXTERNAL, OFFER_NOTHING, Peer, accept_external, answer,
-    answer_as, answer_external, attribute, authenticated, call, content, header, publish, result,
+    answer_as, answer_external, attribute, authenticated, call, content, header, proceed, publish,
+    result, shows_certificate,
 };
 use crate::world::{Service, World};
 
@@ -341,4 +345,45 @@ async fn a_certificate_of_version_1_is_no_hindrance_to_dialback() {
         answered.peer.send(VALID).await;
         answered.peer.expect(&result("id-1")).await;
     }
+}
+
+#[actix::test]
+async fn dialback_without_certificate_when_ours_ends_the_handshake() {
+    let versions: [&[_]; 2] = [&[&rustls::version::TLS12], &[&rustls::version::TLS13]];
+    for versions in versions {
+        let mut world = World::new();
+        let home = world.home("peer.test").await;
+        let mut service = world.start(&world.config());
+        let mut peer = authenticated(&service, &world).await;
+        answer_one(&mut service, &mut peer, "id-1").await;
+        // A server that trusts another authority, and says so in the handshake.
+        let tls = World::new().server_tls_of(&world.trusted(&["peer.test"]), versions);
+        let refused = TlsAcceptor::from(Arc::clone(&tls));
+        let refused = refused.accept(proceed(&home).await.into_io()).await;
+        assert!(refused.is_err());
+        let mut answered = answer_as(&home, tls, "id", OFFER_DIALBACK).await;
+        assert!(!shows_certificate(&answered.peer));
+        answered.peer.until("</db:result>").await;
+        answered.peer.send(VALID).await;
+        answered.peer.expect(&result("id-1")).await;
+        assert_eq!(service.count("egress_connects_failed_total").await, 0);
+    }
+}
+
+#[actix::test]
+async fn a_peer_must_have_a_certificate_if_the_operator_says_so() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut config = world.config();
+    config.require_certificates = true;
+    let mut service = world.start(&config);
+    let mut peer = authenticated(&service, &world).await;
+    answer_one(&mut service, &mut peer, "id-1").await;
+    let tls = world.server_tls(&world.self_signed(&["peer.test"]));
+    let refused = TlsAcceptor::from(tls).accept(proceed(&home).await.into_io());
+    let mut refused = Peer::new(refused.await.unwrap());
+    refused.expect_end("").await;
+    service.counted("egress_connects_failed_total", 1).await;
+    let mut returning = answer_external(&home, &world).await;
+    returning.expect(&result("id-1")).await;
 }

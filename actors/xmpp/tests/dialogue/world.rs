@@ -268,6 +268,7 @@ impl World {
             roots,
             Arc::clone(&provider),
         )
+        .allow_unauthenticated()
         .build()
         .unwrap();
         // Not checked, since it may be one that this library cannot read.
