@@ -467,8 +467,6 @@ impl Talk {
         let Opened { framed, limits, .. } = opened;
         let config = ingress.config();
         let now = Instant::now();
-        // Some time before the peer does it.
-        let idle = limits.idle.map(|idle| idle.mul_f64(0.875));
         Self {
             framed,
             limits,
@@ -477,7 +475,7 @@ impl Talk {
             proof: now,
             spoken: now,
             used: now,
-            idle: idle.map_or(config.idle(), |idle| idle.min(config.idle())),
+            idle: limits.idle_within(config.idle()),
             keepalive: config.keepalive(),
             ping_after: config.ping_after(),
             ping_timeout: config.ping_timeout(),

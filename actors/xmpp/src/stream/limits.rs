@@ -30,6 +30,13 @@ impl PeerLimits {
         }
     }
 
+    /// How long a stream may be of no use before we close it, `ours` at most: some time before the peer
+    /// would do it.
+    pub(crate) fn idle_within(self, ours: Duration) -> Duration {
+        let theirs = self.idle.map(|idle| idle.saturating_sub(idle / 8));
+        theirs.map_or(ours, |theirs| theirs.min(ours))
+    }
+
     /// These, and those of `earlier` features that they do not replace.
     pub(crate) fn or(self, earlier: Self) -> Self {
         Self {
@@ -71,6 +78,23 @@ mod tests {
             "<limits xmlns='urn:other'><max-bytes>1</max-bytes></limits>",
             (None, None),
         );
+    }
+
+    #[test]
+    fn a_stream_is_closed_before_the_peer_does_it() {
+        let ours = Duration::from_secs(600);
+        let within = |seconds| {
+            let idle = Some(Duration::from_secs(seconds));
+            let limits = PeerLimits {
+                idle,
+                ..PeerLimits::default()
+            };
+            limits.idle_within(ours).as_secs()
+        };
+        assert_eq!(PeerLimits::default().idle_within(ours), ours);
+        assert_eq!(within(840), 600);
+        assert_eq!(within(80), 70);
+        assert_eq!(within(u64::MAX), 600);
     }
 
     #[test]

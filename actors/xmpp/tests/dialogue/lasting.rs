@@ -49,9 +49,7 @@ async fn a_peer_that_ends_idle_streams_is_forestalled() {
     let mut answered = answer(&home, &world, &identity, "id", &features).await;
     accept_external(&mut answered.peer).await;
     answered.peer.expect(&result("id-1")).await;
-    let two_seconds = sleep(Duration::from_secs(2));
     answered.peer.expect_end("</stream:stream>").await;
-    assert!(!two_seconds.is_elapsed());
 }
 
 #[actix::test]
