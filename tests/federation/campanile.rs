@@ -47,6 +47,7 @@ listen = ["[{v6}]:5269", "{v4}:5269"]
 system_roots = false
 ca_files = ["{root}"]
 dialback_secret_file = "{dialback_secret}"
+allow_private_targets = true
 
 [[domains]]
 name = "{DOMAIN}"

@@ -22,6 +22,11 @@ impl Backoff {
         self.wait = MIN;
     }
 
+    /// Whether nothing has failed since the start or the last reset.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.wait == MIN
+    }
+
     /// The next wait: between a half and the whole of what it has come to.
     pub(crate) fn next(&mut self) -> Duration {
         let wait = self.wait;
@@ -45,7 +50,9 @@ mod tests {
         }
         let long = backoff.next();
         assert!(long >= max / 2 && long <= max);
+        assert!(!backoff.is_reset());
         backoff.reset();
+        assert!(backoff.is_reset());
         assert!(backoff.next() <= MIN);
     }
 }

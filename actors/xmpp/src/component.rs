@@ -13,8 +13,8 @@ use actix::{Addr, Message};
 use messages::Domain;
 use tokio::time::{Instant, sleep_until};
 
+use crate::backlog::Queue;
 use crate::backoff::Backoff;
-use crate::egress::Queue;
 use crate::gate::Lane;
 use crate::jid::{self, Jid};
 use crate::service::Service;

@@ -67,6 +67,11 @@ pub struct Config {
     pub write_stall_seconds: u64,
     /// Most bytes of answers that wait for one peer domain; what exceeds it is lost and counted.
     pub egress_queue_bytes_max: usize,
+    /// Most bytes of answers that wait for all peers together, over all lanes.
+    pub egress_bytes_max: usize,
+    /// Most streams that are open to peers or being opened, over all lanes; answers that would need
+    /// another one are lost and counted.
+    pub egress_streams_max: usize,
     /// Seconds an answer waits for the stream to its peer before it is lost and counted.
     pub egress_wait_seconds: u64,
     /// Seconds without anything to send after which a stream to a peer is closed.
@@ -77,7 +82,14 @@ pub struct Config {
     /// Seconds of silence of ours after which a blank is sent on a stream, so that nothing between forgets
     /// the connection.
     pub keepalive_seconds: u64,
-    /// Seconds a TCP connection to one target of a peer may take.
+    /// Seconds without a sign of life on a stream to a peer after which the next answer takes a ping
+    /// with it (XEP-0199).
+    pub ping_after_seconds: u64,
+    /// Seconds a ping may stay unanswered before the stream is taken for dead and its last answers go
+    /// out on a new one.
+    pub ping_timeout_seconds: u64,
+    /// Seconds a DNS lookup may take, a TCP connection to one target of a peer, and again TLS and the
+    /// first words on it.
     pub connect_timeout_seconds: u64,
     /// Dialback verifications that run at a time for one stream; above, the peer gets
     /// `resource-constraint`.
@@ -93,8 +105,8 @@ pub struct Config {
     pub allow: Vec<String>,
     /// Domains that may not, even if they are in `allow`.
     pub deny: Vec<String>,
-    /// Whether a peer must prove its domain by a certificate. Then dialback is not offered, and no
-    /// authoritative server is asked.
+    /// Whether a peer must prove its domain by a certificate, on streams in both directions. Then dialback
+    /// is not offered, and no authoritative server is asked.
     pub require_certificates: bool,
     /// Whether the certificate authorities that the machine trusts are trusted.
     pub system_roots: bool,
@@ -105,6 +117,11 @@ pub struct Config {
     pub dialback_secret_file: PathBuf,
     /// Where to find peers that the DNS does not know, for tests and private networks.
     pub hosts: Vec<HostOverride>,
+    /// Addresses and ports of name servers to ask; none for those of the machine.
+    pub name_servers: Vec<SocketAddr>,
+    /// Whether streams are opened to addresses that are not public, such as private, loopback and
+    /// link-local ones, because a peer's domain names them. Those of `hosts` are always allowed.
+    pub allow_private_targets: bool,
 }
 
 impl Default for Config {
@@ -135,10 +152,14 @@ impl Default for Config {
             reply_deadline_seconds: 20,
             write_stall_seconds: 20,
             egress_queue_bytes_max: 1 << 20,
+            egress_bytes_max: 64 << 20,
+            egress_streams_max: 4096,
             egress_wait_seconds: 30,
             idle_seconds: 600,
             inbound_idle_seconds: 3900,
             keepalive_seconds: 300,
+            ping_after_seconds: 60,
+            ping_timeout_seconds: 15,
             connect_timeout_seconds: 10,
             verifications_per_stream_max: 4,
             verifications_per_address_max: 32,
@@ -151,6 +172,8 @@ impl Default for Config {
             ca_files: Vec::new(),
             dialback_secret_file: PathBuf::from("/var/lib/campanile/dialback.secret"),
             hosts: Vec::new(),
+            name_servers: Vec::new(),
+            allow_private_targets: false,
         }
     }
 }
@@ -161,8 +184,12 @@ impl Default for Config {
 pub struct HostOverride {
     /// The peer's domain.
     pub domain: String,
-    /// Addresses and ports that speak STARTTLS, tried in order.
+    /// Addresses and ports, tried in order.
     pub addresses: Vec<SocketAddr>,
+    /// Whether they speak TLS from the first byte (XEP-0368) instead of STARTTLS. A domain may have an
+    /// entry for each.
+    #[serde(default)]
+    pub direct_tls: bool,
 }
 
 /// `[[domains]]`: a domain this program serves.
@@ -301,10 +328,14 @@ impl Config {
             self.egress_queue_bytes_max as u64,
             4096,
         );
+        at_least("egress_bytes_max", self.egress_bytes_max as u64, 4096);
+        at_least("egress_streams_max", self.egress_streams_max as u64, 1);
         at_least("egress_wait_seconds", self.egress_wait_seconds, 1);
         at_least("idle_seconds", self.idle_seconds, 1);
         at_least("inbound_idle_seconds", self.inbound_idle_seconds, 1);
         at_least("keepalive_seconds", self.keepalive_seconds, 1);
+        at_least("ping_after_seconds", self.ping_after_seconds, 1);
+        at_least("ping_timeout_seconds", self.ping_timeout_seconds, 1);
         at_least("connect_timeout_seconds", self.connect_timeout_seconds, 1);
         at_least(
             "verifications_per_stream_max",
@@ -378,6 +409,14 @@ impl Config {
 
     pub(crate) const fn keepalive(&self) -> Duration {
         Duration::from_secs(self.keepalive_seconds)
+    }
+
+    pub(crate) const fn ping_after(&self) -> Duration {
+        Duration::from_secs(self.ping_after_seconds)
+    }
+
+    pub(crate) const fn ping_timeout(&self) -> Duration {
+        Duration::from_secs(self.ping_timeout_seconds)
     }
 
     pub(crate) const fn connect_timeout(&self) -> Duration {

@@ -5,28 +5,34 @@
 //! wait for it in a bounded queue and for a bounded time.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::future::pending;
 use std::rc::Rc;
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture, Supervised, Supervisor};
+use futures_util::FutureExt as _;
 use messages::{Domain, Drain, Drained, Health, Probe};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::Ingress;
+use crate::backlog::{Chunk, Queue, RECENT, Recent};
 use crate::backoff::Backoff;
 use crate::gate::Count;
 use crate::stream::Fault;
+use crate::stream::limits::PeerLimits;
 use crate::stream::outbound::{self, Connection, Opened};
+use crate::stream::pings::Ping;
+use crate::xml::splitter::{Limits, Splitter, Unit};
 
-/// Bytes written at once; more are written in several steps, so that less is sent twice when a stream
-/// breaks.
-const WRITE_BYTES: usize = 64 * 1024;
-/// Times an answer is tried to be written: what was on a stream that broke goes once more on the next.
-const TRIES_MAX: u32 = 2;
-/// The longest wait between two tries to reach a peer.
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Shorter than answers wait, so that each is still there when its peer is tried again.
+const BACKOFF_MAX: Duration = Duration::from_secs(20);
+/// How long a failure is remembered after the pause that it caused. With nothing to send there is nothing
+/// to try, and the next answer must not begin with the shortest pause again.
+const BACKOFF_MEMORY: Duration = Duration::from_secs(60);
+/// Pings in a row without answer after which a peer is taken for one that does not answer pings.
+const PINGS_MAX: u32 = 2;
 
 /// Answers for one stream.
 #[derive(Message)]
@@ -117,24 +123,36 @@ impl Handler<EgressBatch> for Egress {
             stanzas,
             replies,
         } = batch;
-        let chunk = Chunk::new(stanzas, replies);
         let shared = &self.shared;
-        let pair = (local, remote);
-        let known = shared.links.borrow().get(&pair).map(Rc::clone);
-        let link = known.unwrap_or_else(|| {
-            let link = Rc::new(Link::default());
-            shared
-                .links
-                .borrow_mut()
-                .insert(pair.clone(), Rc::clone(&link));
-            actix_rt::spawn(Keeper::new(Rc::clone(shared), pair, Rc::clone(&link)).run());
-            link
-        });
+        let Some(room) = shared.ingress.egress_bytes(stanzas.len()) else {
+            return shared.counters.replies_lost.add(replies);
+        };
+        let Some(link) = shared.link((local, remote)) else {
+            return shared.counters.replies_lost.add(replies);
+        };
         let max = shared.ingress.config().egress_queue_bytes_max;
+        let chunk = Chunk::new(stanzas, replies, room);
         match link.queue.borrow_mut().push(chunk, max) {
             Ok(()) => link.wake.notify_one(),
             Err(lost) => shared.counters.replies_lost.add(lost.replies),
         }
+    }
+}
+
+impl Shared {
+    /// The link of a pair, with a keeper if it had none; none if there are too many.
+    fn link(self: &Rc<Self>, pair: Pair) -> Option<Rc<Link>> {
+        if let Some(known) = self.links.borrow().get(&pair) {
+            return Some(Rc::clone(known));
+        }
+        let place = self.ingress.egress_stream()?;
+        let link = Rc::new(Link::default());
+        self.links
+            .borrow_mut()
+            .insert(pair.clone(), Rc::clone(&link));
+        let keeper = Keeper::new(Rc::clone(self), pair, Rc::clone(&link), place);
+        actix_rt::spawn(keeper.run());
+        Some(link)
     }
 }
 
@@ -194,92 +212,6 @@ struct Link {
     wake: Notify,
 }
 
-/// Answers of one batch.
-pub(crate) struct Chunk {
-    since: Instant,
-    pub(crate) stanzas: Vec<u8>,
-    pub(crate) replies: u64,
-    tries: u32,
-}
-
-impl Chunk {
-    pub(crate) fn new(stanzas: Vec<u8>, replies: u64) -> Self {
-        Self {
-            since: Instant::now(),
-            stanzas,
-            replies,
-            tries: 0,
-        }
-    }
-}
-
-/// Answers that wait for a stream, bounded in bytes.
-#[derive(Default)]
-pub(crate) struct Queue {
-    chunks: VecDeque<Chunk>,
-    bytes: usize,
-}
-
-impl Queue {
-    pub(crate) fn push(&mut self, chunk: Chunk, bytes_max: usize) -> Result<(), Chunk> {
-        if self.bytes.saturating_add(chunk.stanzas.len()) > bytes_max {
-            return Err(chunk);
-        }
-        self.bytes += chunk.stanzas.len();
-        self.chunks.push_back(chunk);
-        Ok(())
-    }
-
-    /// Takes what can be written at once, at least one chunk if there is any.
-    pub(crate) fn take(&mut self) -> Vec<Chunk> {
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while let Some(chunk) = self.chunks.pop_front() {
-            if !taken.is_empty() && bytes + chunk.stanzas.len() > WRITE_BYTES {
-                self.chunks.push_front(chunk);
-                break;
-            }
-            bytes += chunk.stanzas.len();
-            taken.push(chunk);
-        }
-        self.bytes -= bytes;
-        taken
-    }
-
-    /// Puts back what could not be written. Returns the answers that were tried often enough.
-    pub(crate) fn put_back(&mut self, taken: Vec<Chunk>) -> u64 {
-        let mut lost = 0;
-        for mut chunk in taken.into_iter().rev() {
-            chunk.tries += 1;
-            if chunk.tries < TRIES_MAX {
-                self.bytes += chunk.stanzas.len();
-                self.chunks.push_front(chunk);
-            } else {
-                lost += chunk.replies;
-            }
-        }
-        lost
-    }
-
-    /// Drops what has waited since `before`. Returns how many answers that were.
-    pub(crate) fn expire(&mut self, before: Instant) -> u64 {
-        let mut lost = 0;
-        while let Some(chunk) = self.chunks.pop_front_if(|chunk| chunk.since <= before) {
-            self.bytes -= chunk.stanzas.len();
-            lost += chunk.replies;
-        }
-        lost
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-    }
-
-    pub(crate) fn replies(&self) -> u64 {
-        self.chunks.iter().map(|chunk| chunk.replies).sum()
-    }
-}
-
 /// Why a stream ended.
 enum End {
     /// Nothing to send for long, or draining.
@@ -293,6 +225,9 @@ struct Keeper {
     pair: Pair,
     link: Rc<Link>,
     backoff: Backoff,
+    /// Pings in a row that the peer did not answer.
+    unanswered: u32,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Drop for Keeper {
@@ -305,34 +240,39 @@ impl Drop for Keeper {
 }
 
 impl Keeper {
-    const fn new(shared: Rc<Shared>, pair: Pair, link: Rc<Link>) -> Self {
+    const fn new(
+        shared: Rc<Shared>,
+        pair: Pair,
+        link: Rc<Link>,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
         Self {
             shared,
             pair,
             link,
             backoff: Backoff::new(BACKOFF_MAX),
+            unanswered: 0,
+            _place: place,
         }
     }
 
-    /// Runs while there is anything to send. Between the last look into the queue and the end there is no
-    /// await, so no answer falls between two keepers.
+    /// Runs while there is anything to send, and while a failure is remembered. Between the last look into
+    /// the queue and the end there is no await, so no answer falls between two keepers.
     async fn run(mut self) {
-        while self.has_work() {
+        while self.has_work() || self.work_comes().await {
             let (local, remote) = &self.pair;
             self.shared.counters.connects.add(1);
             match outbound::open(&self.shared.ingress, local, remote).await {
-                Ok(Opened {
-                    framed,
-                    verdict,
-                    method,
-                }) => {
-                    let certificate = verdict.err().map(|untrusted| untrusted.to_string());
+                Ok(opened) => {
+                    let (method, verdict) = (opened.method, &opened.verdict);
+                    let certificate = verdict.as_ref().err().map(ToString::to_string);
                     tracing::info!(%local, peer = %remote, method, certificate, "stream to a peer opened");
                     self.shared.counters.streams_open.add(1);
-                    let wrote = self.converse(framed).await;
+                    let served = self.converse(opened).await;
                     self.shared.counters.streams_open.remove(1);
-                    if !wrote {
-                        self.pause().await;
+                    match served {
+                        true => self.backoff.reset(),
+                        false => self.pause().await,
                     }
                 }
                 Err(failure) => {
@@ -354,6 +294,18 @@ impl Keeper {
         !queue.is_empty()
     }
 
+    /// After a failure, waits for more to send. Returns whether it came.
+    async fn work_comes(&self) -> bool {
+        let until = Instant::now() + BACKOFF_MEMORY;
+        while !self.backoff.is_reset() && !self.shared.draining.get() && !self.has_work() {
+            tokio::select! {
+                () = sleep_until(until) => break,
+                () = self.link.wake.notified() => {}
+            }
+        }
+        self.has_work()
+    }
+
     async fn pause(&mut self) {
         let until = Instant::now() + self.backoff.next();
         // A drain cannot wait for a peer that is away.
@@ -367,16 +319,20 @@ impl Keeper {
         self.shared.counters.replies_lost.add(lost);
     }
 
-    /// Sends what comes until the stream ends. Returns whether anything was written: a peer that ends each
-    /// stream before that is given time.
-    async fn converse(&mut self, mut framed: Connection) -> bool {
-        let mut wrote = false;
+    /// Sends what comes until the stream ends. Returns whether it was of use: a peer that ends each stream
+    /// before or as soon as anything is written is given time.
+    async fn converse(&mut self, opened: Opened) -> bool {
+        let mut talk = Talk::new(&self.shared.ingress, opened);
+        let mut first_written = None;
         let end = loop {
-            match self.write(&mut framed).await {
-                Ok(0) => {}
-                Ok(_) => {
-                    wrote = true;
-                    self.backoff.reset();
+            // An end that is here already is seen before anything is written behind it.
+            if let Some(fault) = listen(&mut talk.framed).now_or_never() {
+                break End::Broken(fault);
+            }
+            match self.write(&mut talk).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    first_written.get_or_insert_with(Instant::now);
                     continue;
                 }
                 Err(fault) => break End::Broken(fault),
@@ -384,56 +340,218 @@ impl Keeper {
             if self.shared.draining.get() {
                 break End::Done;
             }
-            let idle = Instant::now() + self.shared.ingress.config().idle();
+            let due = talk.due();
             tokio::select! {
                 () = self.link.wake.notified() => {}
-                fault = ignore(&mut framed) => break End::Broken(fault),
-                () = sleep_until(idle) => break End::Done,
+                fault = listen(&mut talk.framed) => break End::Broken(fault),
+                () = answered(&mut talk.ping) => {
+                    self.unanswered = 0;
+                    talk.proven();
+                }
+                () = sleep_until(due) => match talk.tick().await {
+                    Ok(Tick::On) => {}
+                    Ok(Tick::Idle) => break End::Done,
+                    Ok(Tick::Dead) => {
+                        self.unanswered += 1;
+                        break End::Broken(Fault::TimedOut("it did not answer a ping"));
+                    }
+                    Err(fault) => break End::Broken(fault),
+                },
             }
         };
         let (local, remote) = &self.pair;
+        let Talk { framed, recent, .. } = talk;
         match end {
             End::Done => {
                 tracing::debug!(%local, peer = %remote, "stream to a peer closed");
                 framed.close(None).await;
+                true
             }
             End::Broken(fault) => {
                 tracing::debug!(%local, peer = %remote, reason = %fault, "stream to a peer ended");
+                self.put_back(recent.into_chunks());
                 framed.close_after(&fault).await;
+                first_written.is_some_and(|at| at.elapsed() > RECENT)
             }
         }
-        wrote
     }
 
-    /// Writes one piece of the queue. Returns how many answers that were.
-    async fn write(&self, framed: &mut Connection) -> Result<u64, Fault> {
+    /// Writes one piece of the queue. Returns whether there was any.
+    async fn write(&self, talk: &mut Talk) -> Result<bool, Fault> {
         let chunks = self.link.queue.borrow_mut().take();
-        let written = match chunks.as_slice() {
-            [] => return Ok(0),
-            [only] => framed.send(&only.stanzas).await,
-            several => {
-                let stanzas: Vec<&[u8]> = several.iter().map(|c| c.stanzas.as_slice()).collect();
-                framed.send(&stanzas.concat()).await
+        if chunks.is_empty() {
+            return Ok(false);
+        }
+        let mut stanzas = Vec::new();
+        let mut refused = 0;
+        for chunk in &chunks {
+            refused += talk.append(&mut stanzas, &chunk.stanzas);
+        }
+        let asks = self.unanswered < PINGS_MAX && talk.wants_ping();
+        let ping = asks.then(|| {
+            let ingress = &self.shared.ingress;
+            let (local, remote) = &self.pair;
+            let id = ingress.stream_id();
+            ingress.pings().ask(&mut stanzas, id, local, remote)
+        });
+        if let Err(fault) = talk.send(&stanzas).await {
+            self.put_back(chunks);
+            return Err(fault);
+        }
+        let replies: u64 = chunks.iter().map(|chunk| chunk.replies).sum();
+        let counters = &self.shared.counters;
+        counters
+            .replies_written
+            .add(replies.saturating_sub(refused));
+        counters.replies_lost.add(refused);
+        talk.written(chunks, ping);
+        Ok(true)
+    }
+
+    fn put_back(&self, chunks: Vec<Chunk>) {
+        let lost = self.link.queue.borrow_mut().put_back(chunks);
+        self.shared.counters.replies_lost.add(lost);
+    }
+}
+
+/// What time has brought.
+enum Tick {
+    On,
+    /// There was nothing to send for long.
+    Idle,
+    /// A ping was not answered.
+    Dead,
+}
+
+/// One stream and its clocks.
+struct Talk {
+    framed: Connection,
+    limits: PeerLimits,
+    recent: Recent,
+    /// The ping that is not answered, and until when it should be.
+    ping: Option<(Ping, Instant)>,
+    /// When it was last known that what we write arrives.
+    proof: Instant,
+    /// When anything was written last.
+    spoken: Instant,
+    /// When an answer was written last.
+    used: Instant,
+    idle: Duration,
+    keepalive: Duration,
+    ping_after: Duration,
+    ping_timeout: Duration,
+}
+
+impl Talk {
+    fn new(ingress: &Ingress, opened: Opened) -> Self {
+        let Opened { framed, limits, .. } = opened;
+        let config = ingress.config();
+        let now = Instant::now();
+        Self {
+            framed,
+            limits,
+            recent: Recent::default(),
+            ping: None,
+            proof: now,
+            spoken: now,
+            used: now,
+            idle: limits.idle_within(config.idle()),
+            keepalive: config.keepalive(),
+            ping_after: config.ping_after(),
+            ping_timeout: config.ping_timeout(),
+        }
+    }
+
+    /// Appends stanzas, except for those that the peer would not take. Returns how many these are.
+    fn append(&self, out: &mut Vec<u8>, stanzas: &[u8]) -> u64 {
+        let max = match self.limits.stanza_bytes_max {
+            Some(max) if stanzas.len() > max => max,
+            _ => {
+                out.extend_from_slice(stanzas);
+                return 0;
             }
         };
-        match written {
-            Ok(()) => {
-                let replies = chunks.iter().map(|chunk| chunk.replies).sum();
-                self.shared.counters.replies_written.add(replies);
-                Ok(replies)
-            }
-            Err(fault) => {
-                let lost = self.link.queue.borrow_mut().put_back(chunks);
-                self.shared.counters.replies_lost.add(lost);
-                Err(fault)
+        let mut refused = 0;
+        for stanza in split(stanzas) {
+            match stanza.len() <= max {
+                true => out.extend_from_slice(stanza),
+                false => refused += 1,
             }
         }
+        refused
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.framed.send(bytes).await?;
+        self.spoken = Instant::now();
+        Ok(())
+    }
+
+    fn written(&mut self, chunks: Vec<Chunk>, ping: Option<Ping>) {
+        self.used = self.spoken;
+        self.recent.add(chunks, self.spoken);
+        if let Some(ping) = ping {
+            self.ping = Some((ping, self.spoken + self.ping_timeout));
+        }
+    }
+
+    /// Whether it is long ago that anything proved this stream.
+    fn wants_ping(&self) -> bool {
+        self.ping.is_none() && self.proof.elapsed() >= self.ping_after
+    }
+
+    /// The peer has answered a ping: what was written before it has arrived.
+    fn proven(&mut self) {
+        self.ping = None;
+        self.proof = Instant::now();
+    }
+
+    /// When there is something to do.
+    fn due(&self) -> Instant {
+        let mut due = (self.used + self.idle).min(self.spoken + self.keepalive);
+        match &self.ping {
+            Some((_, until)) => due = due.min(*until),
+            None => {
+                if let Some(oldest) = self.recent.oldest() {
+                    due = due.min(oldest + RECENT);
+                }
+            }
+        }
+        due
+    }
+
+    async fn tick(&mut self) -> Result<Tick, Fault> {
+        let now = Instant::now();
+        match &self.ping {
+            Some((_, until)) if *until <= now => return Ok(Tick::Dead),
+            // Until it is answered nothing is known to have arrived.
+            Some(_) => {}
+            None => {
+                if let Some(before) = now.checked_sub(RECENT) {
+                    self.recent.forget(before);
+                }
+            }
+        }
+        if self.used + self.idle <= now {
+            return Ok(Tick::Idle);
+        }
+        if self.spoken + self.keepalive <= now {
+            self.send(b" ").await?;
+        }
+        Ok(Tick::On)
+    }
+}
+
+async fn answered(ping: &mut Option<(Ping, Instant)>) {
+    match ping {
+        Some((ping, _)) => ping.answered().await,
+        None => pending().await,
     }
 }
 
 /// Reads so that the end of the stream is seen at once. Stanzas here go the wrong way (RFC 6120 §4.5), and
-/// dialback was settled before; both are passed over.
-async fn ignore(framed: &mut Connection) -> Fault {
+/// dialback was settled before; both are passed over. Dropping the future loses nothing.
+async fn listen(framed: &mut Connection) -> Fault {
     loop {
         if let Err(fault) = framed.element().await {
             return fault;
@@ -441,62 +559,39 @@ async fn ignore(framed: &mut Connection) -> Fault {
     }
 }
 
+/// The stanzas of a text of ours.
+fn split(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut splitter = Splitter::within_stream(Limits {
+        stanza_bytes_max: usize::MAX,
+        tag_bytes_max: usize::MAX,
+        name_bytes_max: usize::MAX,
+        attributes_max: u32::MAX,
+        namespaces_max: u32::MAX,
+        depth_max: u32::MAX,
+    });
+    std::iter::from_fn(move || {
+        let Ok(Unit::Element(len)) = splitter.next(text) else {
+            return None;
+        };
+        let (stanza, rest) = text.split_at_checked(len)?;
+        text = rest;
+        Some(stanza)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn chunk(text: &str) -> Chunk {
-        Chunk::new(text.into(), 1)
-    }
-
-    fn texts(chunks: &[Chunk]) -> Vec<&str> {
-        chunks
-            .iter()
-            .map(|chunk| std::str::from_utf8(&chunk.stanzas).unwrap())
-            .collect()
-    }
-
     #[test]
-    fn a_queue_is_bounded_and_in_order() {
-        let mut queue = Queue::default();
-        assert!(queue.push(chunk("one"), 6).is_ok());
-        assert!(queue.push(chunk("two"), 6).is_ok());
-        assert!(queue.push(chunk("3"), 6).is_err());
-        assert_eq!(queue.replies(), 2);
-        let taken = queue.take();
-        assert_eq!(texts(&taken), ["one", "two"]);
-        assert!(queue.push(chunk("three!"), 6).is_ok());
-        assert_eq!(queue.put_back(taken), 0);
-        let taken = queue.take();
-        assert_eq!(texts(&taken), ["one", "two", "three!"]);
-        assert_eq!(queue.put_back(taken), 2);
-        assert_eq!(texts(&queue.take()), ["three!"]);
-        assert_eq!(queue.bytes, 0);
-    }
-
-    #[test]
-    fn large_queues_are_written_in_pieces() {
-        let mut queue = Queue::default();
-        let large = "x".repeat(WRITE_BYTES);
-        for text in ["a", &large, "b"] {
-            assert!(queue.push(chunk(text), usize::MAX).is_ok());
-        }
-        assert_eq!(texts(&queue.take()), ["a"]);
-        assert_eq!(texts(&queue.take()), [large.as_str()]);
-        assert_eq!(texts(&queue.take()), ["b"]);
-        assert!(queue.take().is_empty());
-    }
-
-    #[test]
-    fn what_is_too_old_is_dropped() {
-        let mut queue = Queue::default();
-        queue.push(chunk("old"), 100).ok();
-        let between = Instant::now();
-        let mut young = chunk("young");
-        young.since = between + Duration::from_secs(1);
-        queue.push(young, 100).ok();
-        assert_eq!(queue.expire(between), 1);
-        assert_eq!(texts(&queue.take()), ["young"]);
-        assert_eq!(queue.bytes, 0);
+    fn stanzas_are_told_apart() {
+        let text = b"<iq id='1'/><iq id='2'><error><a/></error></iq><iq id='3>'/>";
+        let stanzas: Vec<&[u8]> = split(text).collect();
+        let expected: [&[u8]; 3] = [
+            b"<iq id='1'/>",
+            b"<iq id='2'><error><a/></error></iq>",
+            b"<iq id='3>'/>",
+        ];
+        assert_eq!(stanzas, expected);
     }
 }

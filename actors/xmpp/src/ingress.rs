@@ -11,6 +11,7 @@ use rustls::client::ClientConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ServerConfig;
 use rustls::sign::CertifiedKey;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::census::{Census, Origin, Seat};
 use crate::jid::{self, Host};
@@ -18,7 +19,8 @@ use crate::policy::Policy;
 use crate::service::Service;
 use crate::stream::dialback::{KeyMaker, StreamIds};
 use crate::stream::identity::{self, Names, Trust, Untrusted};
-use crate::stream::resolve::Resolver;
+use crate::stream::pings::Pings;
+use crate::stream::resolve::{Hosts, Resolver, Security, Target};
 use crate::stream::tls::{self, Certificates};
 use crate::{Config, DomainConfig, Error, listener};
 
@@ -39,6 +41,9 @@ struct Inner {
     components: HashMap<Domain, Service>,
     trust: Trust,
     resolver: Resolver,
+    pings: Pings,
+    egress_bytes: Arc<Semaphore>,
+    egress_streams: Arc<Semaphore>,
     key_maker: KeyMaker,
     stream_ids: StreamIds,
     policy: Policy,
@@ -135,7 +140,10 @@ impl Ingress {
                     served,
                     components,
                     trust,
-                    resolver: Resolver::new(hosts),
+                    resolver: Resolver::new(hosts, config),
+                    pings: Pings::default(),
+                    egress_bytes: Arc::new(Semaphore::new(config.egress_bytes_max)),
+                    egress_streams: Arc::new(Semaphore::new(config.egress_streams_max)),
                     key_maker,
                     stream_ids,
                     policy,
@@ -169,6 +177,23 @@ impl Ingress {
 
     pub(crate) fn resolver(&self) -> &Resolver {
         &self.0.resolver
+    }
+
+    /// Pings that no peer has answered yet.
+    pub(crate) fn pings(&self) -> &Pings {
+        &self.0.pings
+    }
+
+    /// Room for answers that wait, if so much is left.
+    pub(crate) fn egress_bytes(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).ok()?;
+        let room = Arc::clone(&self.0.egress_bytes);
+        room.try_acquire_many_owned(bytes).ok()
+    }
+
+    /// Permission for one stream to a peer, if not too many are open.
+    pub(crate) fn egress_stream(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.egress_streams).try_acquire_owned().ok()
     }
 
     pub(crate) fn key_maker(&self) -> &KeyMaker {
@@ -296,15 +321,18 @@ fn load_domains(domains: &[DomainConfig], errors: &mut Vec<Error>) -> Vec<Loaded
     loaded
 }
 
-fn load_hosts(
-    config: &Config,
-    errors: &mut Vec<Error>,
-) -> HashMap<Domain, Vec<std::net::SocketAddr>> {
-    let mut hosts = HashMap::new();
+fn load_hosts(config: &Config, errors: &mut Vec<Error>) -> Hosts {
+    let mut hosts = Hosts::new();
     for host in &config.hosts {
+        let security = match host.direct_tls {
+            true => Security::Direct,
+            false => Security::StartTls,
+        };
         match jid::prepare_domain(&host.domain) {
             Ok(domain) => {
-                hosts.insert(domain, host.addresses.clone());
+                let targets = host.addresses.iter();
+                let targets = targets.map(|address| Target::listed(*address, security));
+                hosts.entry(domain).or_default().extend(targets);
             }
             Err(_) => errors.push(Error::Domain {
                 key: "xmpp.hosts",

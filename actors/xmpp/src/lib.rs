@@ -16,6 +16,7 @@
 //! `xml`, `service`, `reply` and `pending` compute and do no I/O; `stream` negotiates.
 
 mod back;
+mod backlog;
 mod backoff;
 mod census;
 pub mod component;

@@ -28,7 +28,8 @@ use tokio::sync::Notify;
 use tokio::time::{self, sleep_until, timeout, timeout_at};
 
 use crate::back::Back;
-use crate::egress::{Chunk, EgressBatch, Queue};
+use crate::backlog::{Chunk, Queue};
+use crate::egress::EgressBatch;
 use crate::gate::{Lane, Places};
 use crate::jid::{self, Jid};
 use crate::pace::{Pace, Taken};
@@ -193,8 +194,10 @@ impl Core {
     fn send_along(&self, queue: &RefCell<Queue>, batch: EgressBatch) {
         let max = self.lane.ingress.config().egress_queue_bytes_max;
         let lost = batch.replies;
-        let chunk = Chunk::new(batch.stanzas, batch.replies);
-        if self.open.get() && queue.borrow_mut().push(chunk, max).is_ok() {
+        let room = self.lane.ingress.egress_bytes(batch.stanzas.len());
+        let chunk = room.map(|room| Chunk::new(batch.stanzas, batch.replies, room));
+        if self.open.get() && chunk.is_some_and(|chunk| queue.borrow_mut().push(chunk, max).is_ok())
+        {
             self.changed.notify_one();
         } else {
             self.lane.counters.replies_lost.add(lost);
@@ -852,6 +855,11 @@ impl Core {
         let Some((remote, service)) = rule.allow(from, to)? else {
             return Ok(());
         };
+        let kind = stanza.attribute("type");
+        if let (Some("result" | "error"), Some(id)) = (kind, stanza.attribute("id")) {
+            let pings = self.lane.ingress.pings();
+            pings.answered(id, &remote, &service.domain);
+        }
         let route = Route {
             local: service.domain.clone(),
             remote,

@@ -6,10 +6,14 @@
     reason = "tests fail by panicking"
 )]
 
+mod names;
+
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message, Recipient};
 use tokio::sync::mpsc;
+
+pub use names::NameServer;
 
 /// How long a test waits for something that must happen before it fails. Generous: it is never waited
 /// for in a passing run.

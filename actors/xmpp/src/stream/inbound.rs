@@ -545,9 +545,9 @@ impl Inbound {
             }
             Err(failure) => {
                 tracing::info!(peer = %from, reason = %failure, "dialback: the authoritative server cannot be asked");
-                let (kind, condition) = match failure {
-                    Failure::Resolve(_) => (ErrorType::Cancel, Condition::RemoteServerNotFound),
-                    _ => (ErrorType::Wait, Condition::RemoteServerTimeout),
+                let (kind, condition) = match failure.is_permanent() {
+                    true => (ErrorType::Cancel, Condition::RemoteServerNotFound),
+                    false => (ErrorType::Wait, Condition::RemoteServerTimeout),
                 };
                 self.refuse_claim(&from, &to, kind, condition).await
             }

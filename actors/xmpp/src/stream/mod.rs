@@ -11,8 +11,12 @@ pub(crate) mod external;
 pub(crate) mod framed;
 pub(crate) mod identity;
 pub(crate) mod inbound;
+pub(crate) mod limits;
 pub(crate) mod outbound;
+pub(crate) mod pings;
+pub(crate) mod possession;
 pub(crate) mod resolve;
+pub(crate) mod scope;
 pub(crate) mod tls;
 
 use std::io;

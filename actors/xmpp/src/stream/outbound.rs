@@ -1,23 +1,33 @@
 //! A stream that we open to a peer: to answer it ([`open`]), or to ask it for a dialback key
 //! ([`verify`]).
 
+use std::sync::Arc;
+
 use messages::Domain;
+use rustls::client::{ClientConfig, ResolvesClientCert};
 use rustls::pki_types::CertificateDer;
+use rustls::sign::CertifiedKey;
+use rustls::{AlertDescription, SignatureScheme};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::connect::connect;
+use super::connect::{Dial, Reached, Unreachable, reach};
 use super::framed::Framed;
 use super::identity::{self, Untrusted};
-use super::resolve::{ResolveError, Target};
+use super::limits::PeerLimits;
+use super::resolve::{ResolveError, Security};
 use super::{Fault, Stage, external, ns, open_stream};
 use crate::Ingress;
 use crate::jid::{self, Host};
 use crate::xml::header::StreamHeader;
+use crate::xml::stream_error::StreamCondition;
 use crate::xml::{Element, write};
+
+/// The application protocol of direct TLS (XEP-0368 §5).
+const ALPN: &[u8] = b"xmpp-server";
 
 /// Why there is no stream. The text is for the operator's log.
 #[derive(Debug, Error)]
@@ -34,8 +44,14 @@ pub(crate) enum Failure {
         "authentication: peer offered neither EXTERNAL nor dialback: it does not like our certificate"
     )]
     NoMethod,
+    #[error("tls: {0}, and xmpp.require_certificates is set")]
+    Untrusted(Untrusted),
+    #[error("authentication: it refuses our certificate, with the stream error not-authorized")]
+    CertificateRefused,
     #[error("authentication: it answered our dialback key with {0}")]
     Dialback(&'static str),
+    #[error("it was silent before it offered a way to authenticate")]
+    Silent,
     #[error("it did not answer in time")]
     TimedOut,
     #[error("the domain is not served any more")]
@@ -46,6 +62,81 @@ impl Failure {
     fn at(stage: Stage) -> impl FnOnce(Fault) -> Self {
         move |fault| Self::Stream { stage, fault }
     }
+
+    /// Whether there is no such server, as far as can be told.
+    pub(crate) const fn is_permanent(&self) -> bool {
+        matches!(self, Self::Resolve(error) if error.is_permanent())
+    }
+
+    /// Whether the peer's TLS refused our certificate. In TLS 1.3 that is told after the handshake.
+    fn is_certificate_alert(&self) -> bool {
+        let Self::Stream {
+            fault: Fault::Io(error),
+            ..
+        } = self
+        else {
+            return false;
+        };
+        let tls = error.get_ref().and_then(|error| error.downcast_ref());
+        matches!(
+            tls,
+            Some(rustls::Error::AlertReceived(
+                AlertDescription::AccessDenied
+                    | AlertDescription::BadCertificate
+                    | AlertDescription::CertificateExpired
+                    | AlertDescription::CertificateRevoked
+                    | AlertDescription::CertificateUnknown
+                    | AlertDescription::DecryptError
+                    | AlertDescription::UnknownCA
+                    | AlertDescription::UnsupportedCertificate
+            ))
+        )
+    }
+
+    /// Whether another target of the same domain may do better. A server that is there and refuses us is
+    /// the same server elsewhere.
+    const fn is_of_target(&self) -> bool {
+        match self {
+            Self::Resolve(_)
+            | Self::NoStartTls
+            | Self::StartTlsFailed
+            | Self::Untrusted(_)
+            | Self::Silent => true,
+            Self::Stream { stage, fault } => match fault {
+                Fault::PeerError(condition) => is_of_host(*condition),
+                _ => !matches!(stage, Stage::Authentication | Stage::Open),
+            },
+            Self::NoMethod
+            | Self::CertificateRefused
+            | Self::Dialback(_)
+            | Self::TimedOut
+            | Self::NotServed => false,
+        }
+    }
+}
+
+impl From<Unreachable> for Failure {
+    fn from(unreachable: Unreachable) -> Self {
+        match unreachable {
+            Unreachable::Resolve(error) => Self::Resolve(error),
+            Unreachable::Connect(error) => Self::at(Stage::Connect)(error.into()),
+        }
+    }
+}
+
+/// Whether a stream error is about the host that sends it. `see-other-host` is not followed: whoever can
+/// write it could lead us anywhere.
+const fn is_of_host(condition: StreamCondition) -> bool {
+    matches!(
+        condition,
+        StreamCondition::HostGone
+            | StreamCondition::HostUnknown
+            | StreamCondition::InternalServerError
+            | StreamCondition::RemoteConnectionFailed
+            | StreamCondition::ResourceConstraint
+            | StreamCondition::SeeOtherHost
+            | StreamCondition::SystemShutdown
+    )
 }
 
 /// The TLS stream to a peer.
@@ -68,6 +159,7 @@ pub(crate) struct Opened {
     pub(crate) verdict: Result<(), Untrusted>,
     /// How we authenticated.
     pub(crate) method: &'static str,
+    pub(crate) limits: PeerLimits,
 }
 
 /// How to authenticate.
@@ -75,14 +167,14 @@ pub(crate) struct Opened {
 enum Approach {
     /// With the certificate, and with dialback if that fails.
     Any,
-    /// With dialback at once, because the peer ended a stream over our certificate.
+    /// With dialback at once and without a certificate, because the peer ended a stream over ours.
     DialbackOnly,
 }
 
 /// What authentication came to.
 enum Attempt {
     Done(Box<Opened>),
-    /// The peer refused EXTERNAL and ended the stream.
+    /// The peer ended the stream over our certificate.
     RefusedAndEnded,
 }
 
@@ -92,12 +184,15 @@ pub(crate) async fn open(
     local: &Domain,
     remote: &Domain,
 ) -> Result<Opened, Failure> {
-    on_each_target(ingress, remote, async |target| {
-        match authenticated(ingress, local, remote, target, Approach::Any).await? {
+    on_each_target(ingress, remote, async |reached| {
+        let target = reached.target.clone();
+        match authenticated(ingress, local, remote, reached, Approach::Any).await? {
             Attempt::Done(opened) => return Ok(*opened),
             Attempt::RefusedAndEnded => {}
         }
-        match authenticated(ingress, local, remote, target, Approach::DialbackOnly).await? {
+        let limit = ingress.config().connect_timeout();
+        let reached = reach(ingress.resolver(), target, limit).await?;
+        match authenticated(ingress, local, remote, reached, Approach::DialbackOnly).await? {
             Attempt::Done(opened) => Ok(*opened),
             Attempt::RefusedAndEnded => Err(Failure::NoMethod),
         }
@@ -114,9 +209,9 @@ pub(crate) async fn verify(
     id: &str,
     key: &str,
 ) -> Result<bool, Failure> {
-    on_each_target(ingress, remote, async |target| {
+    let asked = async |reached, approach| {
         let asked = async {
-            let mut secured = secure(ingress, local, remote, target).await?;
+            let mut secured = secure(ingress, local, remote, reached, approach).await?;
             let answered = ask(&mut secured.framed, local, remote, id, key).await;
             // Not waited for: the answer is what counts.
             actix_rt::spawn(secured.framed.close(None));
@@ -125,6 +220,16 @@ pub(crate) async fn verify(
         timeout(ingress.config().authentication_timeout(), asked)
             .await
             .unwrap_or(Err(Failure::TimedOut))
+    };
+    on_each_target(ingress, remote, async |reached: Reached| {
+        let target = reached.target.clone();
+        match asked(reached, Approach::Any).await {
+            Err(failure) if failure.is_certificate_alert() => {}
+            settled => return settled,
+        }
+        let limit = ingress.config().connect_timeout();
+        let reached = reach(ingress.resolver(), target, limit).await?;
+        asked(reached, Approach::DialbackOnly).await
     })
     .await
 }
@@ -132,54 +237,96 @@ pub(crate) async fn verify(
 async fn on_each_target<T>(
     ingress: &Ingress,
     remote: &Domain,
-    attempt: impl AsyncFn(&Target) -> Result<T, Failure>,
+    attempt: impl AsyncFn(Reached) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let mut last = Failure::Resolve(ResolveError::NotFound);
-    for target in ingress.resolver().targets(remote).await? {
-        match attempt(&target).await {
-            Ok(done) => return Ok(done),
-            Err(failure) => last = failure,
+    let resolver = ingress.resolver();
+    let targets = resolver.targets(remote).await?;
+    let mut dial = Dial::new(resolver, targets, ingress.config().connect_timeout());
+    let mut last = None;
+    while let Some(reached) = dial.next().await {
+        let attempted = match reached {
+            Ok(reached) => attempt(reached).await,
+            Err(unreachable) => Err(unreachable.into()),
+        };
+        match attempted {
+            Err(failure) if failure.is_of_target() => {
+                // One target that may come back makes the whole peer one that may come back.
+                if last.is_none() || !failure.is_permanent() {
+                    last = Some(failure);
+                }
+            }
+            settled => return settled,
         }
     }
-    Err(last)
+    Err(last.unwrap_or(Failure::Resolve(ResolveError::NotFound)))
 }
 
 async fn authenticated(
     ingress: &Ingress,
     local: &Domain,
     remote: &Domain,
-    target: &Target,
+    reached: Reached,
     approach: Approach,
 ) -> Result<Attempt, Failure> {
     let negotiated = async {
-        let secured = secure(ingress, local, remote, target).await?;
-        authenticate(ingress, local, remote, secured, approach).await
+        match secure(ingress, local, remote, reached, approach).await {
+            Ok(secured) => authenticate(ingress, local, remote, secured, approach).await,
+            Err(failure) if approach == Approach::Any && failure.is_certificate_alert() => {
+                Ok(Attempt::RefusedAndEnded)
+            }
+            Err(failure) => Err(failure),
+        }
     };
     timeout(ingress.config().authentication_timeout(), negotiated)
         .await
         .unwrap_or(Err(Failure::TimedOut))
 }
 
-/// TCP, STARTTLS, TLS, and the headers and features behind it.
+/// TLS, at once or by STARTTLS, and the headers and features behind it.
 async fn secure(
     ingress: &Ingress,
     local: &Domain,
     remote: &Domain,
-    target: &Target,
+    reached: Reached,
+    approach: Approach,
 ) -> Result<Secured, Failure> {
-    let config = ingress.config();
-    let served = ingress.served(local.as_str()).ok_or(Failure::NotServed)?;
-    let host = Host::of(remote).map_err(|_| ResolveError::NotFound)?;
-    let name = identity::server_name(&host).ok_or(ResolveError::NotFound)?;
-    let addresses = ingress.resolver().addresses(target).await?;
-    let tcp = connect(&addresses, config.connect_timeout())
+    let Reached { target, tcp } = reached;
+    let secured = async {
+        let served = ingress.served(local.as_str()).ok_or(Failure::NotServed)?;
+        let connector = match approach {
+            Approach::Any => served.connector(),
+            Approach::DialbackOnly => anonymous(&served.connector()),
+        };
+        let connector = TlsConnector::from(connector);
+        let tcp = match target.security {
+            Security::Direct => tcp,
+            Security::StartTls => start_tls(ingress, local, remote, tcp).await?,
+        };
+        let host = Host::of(remote).map_err(|_| ResolveError::NotFound)?;
+        let name = identity::server_name(&host).ok_or(ResolveError::NotFound)?;
+        let handshake = match target.security {
+            Security::Direct => connector.with_alpn(vec![ALPN.to_vec()]).connect(name, tcp),
+            Security::StartTls => connector.connect(name, tcp),
+        };
+        let tls = handshake
+            .await
+            .map_err(|error| Failure::at(Stage::Tls)(error.into()))?;
+        greet(ingress, local, remote, tls).await
+    };
+    timeout(ingress.config().connect_timeout(), secured)
         .await
-        .map_err(|error| Failure::at(Stage::Connect)(error.into()))?;
-    tcp.set_nodelay(true)
-        .map_err(|error| Failure::at(Stage::Connect)(error.into()))?;
+        .unwrap_or(Err(Failure::Silent))
+}
 
-    let limits = config.limits();
-    let mut clear = Framed::new(tcp, limits, config.write_stall());
+/// The stream in clear text, up to where the TLS handshake begins.
+async fn start_tls(
+    ingress: &Ingress,
+    local: &Domain,
+    remote: &Domain,
+    tcp: TcpStream,
+) -> Result<TcpStream, Failure> {
+    let config = ingress.config();
+    let mut clear = Framed::new(tcp, config.limits(), config.write_stall());
     let (_, features) = hello(&mut clear, local, remote)
         .await
         .map_err(Failure::at(Stage::Header))?;
@@ -194,14 +341,20 @@ async fn secure(
         clear.element().await
     };
     let answer = start.await.map_err(Failure::at(Stage::StartTls))?;
-    if !answer.is("proceed", ns::TLS) {
-        return Err(Failure::StartTlsFailed);
+    match answer.is("proceed", ns::TLS) {
+        true => Ok(clear.into_io()),
+        false => Err(Failure::StartTlsFailed),
     }
+}
 
-    let tls = TlsConnector::from(served.connector())
-        .connect(name, clear.into_io())
-        .await
-        .map_err(|error| Failure::at(Stage::Tls)(error.into()))?;
+/// The peer's certificate, headers and features.
+async fn greet(
+    ingress: &Ingress,
+    local: &Domain,
+    remote: &Domain,
+    tls: TlsStream<TcpStream>,
+) -> Result<Secured, Failure> {
+    let config = ingress.config();
     let chain: Vec<CertificateDer<'static>> = tls
         .get_ref()
         .1
@@ -209,16 +362,43 @@ async fn secure(
         .unwrap_or_default()
         .to_vec();
     let verdict = ingress.judge(&chain, remote);
-    let mut framed = Framed::new(tls, limits, config.write_stall());
-    let (header, features) = hello(&mut framed, local, remote)
-        .await
-        .map_err(Failure::at(Stage::Authentication))?;
+    if let (true, Err(untrusted)) = (config.require_certificates, &verdict) {
+        return Err(Failure::Untrusted(untrusted.clone()));
+    }
+    let mut framed = Framed::new(tls, config.limits(), config.write_stall());
+    let (header, features) = match hello(&mut framed, local, remote).await {
+        Ok(greeting) => greeting,
+        Err(Fault::PeerError(StreamCondition::NotAuthorized)) => {
+            return Err(Failure::CertificateRefused);
+        }
+        Err(fault) => return Err(Failure::at(Stage::Header)(fault)),
+    };
     Ok(Secured {
         framed,
         header,
         features,
         verdict,
     })
+}
+
+/// The same TLS without a certificate of ours.
+fn anonymous(connector: &ClientConfig) -> Arc<ClientConfig> {
+    let mut anonymous = connector.clone();
+    anonymous.client_auth_cert_resolver = Arc::new(NoCertificate);
+    Arc::new(anonymous)
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
 }
 
 /// Sends our header; takes the peer's and its features.
@@ -269,18 +449,20 @@ async fn authenticate(
         match present_certificate(&mut secured.framed, local).await {
             Ok(true) => {
                 secured.framed.restart();
-                hello(&mut secured.framed, local, remote)
+                let (_, features) = hello(&mut secured.framed, local, remote)
                     .await
                     .map_err(at())?;
-                return Ok(secured.opened("EXTERNAL"));
+                return Ok(secured.opened("EXTERNAL", Some(&features)));
             }
             Ok(false) if feature || declared => {}
             Ok(false) => return Ok(Attempt::RefusedAndEnded),
+            // Some end the stream instead of saying failure.
+            Err(_) if feature || declared => return Ok(Attempt::RefusedAndEnded),
             Err(fault) => return Err(at()(fault)),
         }
         // The peer may close the stream after its refusal, before or after it reads our key.
         return match prove_by_dialback(ingress, &mut secured, local, remote).await {
-            Ok(()) => Ok(secured.opened("dialback after EXTERNAL was refused")),
+            Ok(()) => Ok(secured.opened("dialback after EXTERNAL was refused", None)),
             Err(Failure::Stream { .. }) => Ok(Attempt::RefusedAndEnded),
             Err(failure) => Err(failure),
         };
@@ -289,16 +471,25 @@ async fn authenticate(
         secured.framed.close(None).await;
         return Err(Failure::NoMethod);
     }
-    prove_by_dialback(ingress, &mut secured, local, remote).await?;
-    Ok(secured.opened("dialback"))
+    match prove_by_dialback(ingress, &mut secured, local, remote).await {
+        Ok(()) => Ok(secured.opened("dialback", None)),
+        Err(failure) => {
+            // Not waited for: there is nothing more to hear.
+            actix_rt::spawn(secured.framed.close(None));
+            Err(failure)
+        }
+    }
 }
 
 impl Secured {
-    fn opened(self, method: &'static str) -> Attempt {
+    /// `features` are those after a restart, if there was one.
+    fn opened(self, method: &'static str, features: Option<&Element>) -> Attempt {
+        let limits = features.map(PeerLimits::of).unwrap_or_default();
         Attempt::Done(Box::new(Opened {
             framed: self.framed,
             verdict: self.verdict,
             method,
+            limits: limits.or(PeerLimits::of(&self.features)),
         }))
     }
 }

@@ -105,6 +105,13 @@ impl Splitter {
         }
     }
 
+    /// Expects what stands within a stream.
+    pub(crate) const fn within_stream(limits: Limits) -> Self {
+        let mut splitter = Self::new(limits);
+        splitter.header = false;
+        splitter
+    }
+
     /// Changes the limits, for instance once the peer is authenticated.
     pub(crate) const fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;

@@ -1,7 +1,9 @@
 //! A scripted XMPP server, on streams it opens and on streams it accepts.
 
 use std::panic::Location;
+use std::sync::Arc;
 
+use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
 use testkit::PATIENCE;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -63,6 +65,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
             io,
             unread: Vec::new(),
         }
+    }
+
+    pub(crate) fn into_io(self) -> T {
+        self.io
     }
 
     pub(crate) async fn send(&mut self, text: &str) {
@@ -286,26 +292,62 @@ pub(crate) async fn answer(
     id: &str,
     features: &str,
 ) -> Answered {
-    let (socket, _) = timeout(PATIENCE, home.accept())
-        .await
-        .expect("no stream")
-        .unwrap();
-    let mut clear = Peer::new(socket);
+    answer_as(home, world.server_tls(identity), id, features).await
+}
+
+/// The same with a TLS configuration of its own.
+pub(crate) async fn answer_as(
+    home: &TcpListener,
+    tls: Arc<ServerConfig>,
+    id: &str,
+    features: &str,
+) -> Answered {
+    let clear = proceed(home).await;
+    let peer = Peer::new(TlsAcceptor::from(tls).accept(clear.io).await.unwrap());
+    greet(peer, id, features).await
+}
+
+/// Accepts a stream from the service that begins with TLS.
+pub(crate) async fn answer_direct(
+    home: &TcpListener,
+    world: &World,
+    identity: &Identity,
+    id: &str,
+    features: &str,
+) -> Answered {
+    let tls = TlsAcceptor::from(world.server_tls(identity));
+    let peer = Peer::new(tls.accept(accept(home).await.io).await.unwrap());
+    greet(peer, id, features).await
+}
+
+/// Accepts a connection.
+pub(crate) async fn accept(home: &TcpListener) -> Peer<TcpStream> {
+    let accepted = timeout(PATIENCE, home.accept()).await;
+    Peer::new(accepted.expect("no stream").unwrap().0)
+}
+
+/// Accepts a stream from the service, up to where TLS begins.
+pub(crate) async fn proceed(home: &TcpListener) -> Peer<TcpStream> {
+    let mut clear = accept(home).await;
     let opening = clear.until(" xml:lang='en'>").await;
-    let (us, them) = (attribute(&opening, "to"), attribute(&opening, "from"));
-    let reply = |id: &str| {
-        header(&us, &them).replace("<stream:stream ", &format!("<stream:stream id='{id}' "))
-    };
-    clear.send(&(reply("clear") + OFFER_TLS)).await;
+    clear.send(&(reply(&opening, "clear") + OFFER_TLS)).await;
     clear.expect(STARTTLS).await;
     clear.send(PROCEED).await;
-    let tls = TlsAcceptor::from(world.server_tls(identity));
-    let mut peer = Peer::new(tls.accept(clear.io).await.unwrap());
+    clear
+}
+
+async fn greet(mut peer: Callee, id: &str, features: &str) -> Answered {
     let opening = peer.until(" xml:lang='en'>").await;
     // Header and features may come in one segment or in two.
-    peer.send(&reply(id)).await;
+    peer.send(&reply(&opening, id)).await;
     peer.send(features).await;
     Answered { peer, opening }
+}
+
+/// The header that answers `opening`.
+pub(crate) fn reply(opening: &str, id: &str) -> String {
+    header(&attribute(opening, "to"), &attribute(opening, "from"))
+        .replace("<stream:stream ", &format!("<stream:stream id='{id}' "))
 }
 
 /// Takes the EXTERNAL of push.test and opens the stream.
@@ -326,6 +368,12 @@ pub(crate) async fn answer_external(home: &TcpListener, world: &World) -> Callee
     let mut answered = answer(home, world, &identity, "out-1", OFFER_EXTERNAL).await;
     accept_external(&mut answered.peer).await;
     answered.peer
+}
+
+/// The name and the protocol that the service asked for in the handshake.
+pub(crate) fn asked_for(peer: &Callee) -> (Option<&str>, Option<&[u8]>) {
+    let (_, connection) = peer.io.get_ref();
+    (connection.server_name(), connection.alpn_protocol())
 }
 
 /// The client certificate that the service showed.

@@ -12,7 +12,8 @@ use messages::{
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tempfile::TempDir;
 use testkit::Collector;
 use tokio::net::TcpListener;
@@ -31,6 +32,49 @@ impl Identity {
     fn key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.clone()).into()
     }
+
+    /// The same certificate in X.509 version 1, without version and extensions. Its signature is broken by
+    /// that, but nobody trusts it anyway.
+    pub(crate) fn version_1(mut self) -> Self {
+        let outer = der_children(&self.chain[0]);
+        let [signed, rest @ ..] = outer.as_slice() else {
+            panic!("no certificate")
+        };
+        let kept = der_children(signed)
+            .into_iter()
+            .filter(|child| !matches!(child[0], 0xa0 | 0xa3));
+        let signed = der_sequence(&kept.collect::<Vec<_>>().concat());
+        let certificate = der_sequence(&[signed, rest.concat()].concat());
+        self.chain = vec![certificate.into()];
+        self
+    }
+}
+
+/// Length of tag and length, and of the content behind.
+fn der_lengths(der: &[u8]) -> (usize, usize) {
+    match der[1] {
+        0x81 => (3, der[2].into()),
+        0x82 => (4, u16::from_be_bytes([der[2], der[3]]).into()),
+        short => (2, short.into()),
+    }
+}
+
+fn der_children(der: &[u8]) -> Vec<&[u8]> {
+    let (head, len) = der_lengths(der);
+    let mut content = &der[head..head + len];
+    let mut children = Vec::new();
+    while !content.is_empty() {
+        let (head, len) = der_lengths(content);
+        let (child, rest) = content.split_at(head + len);
+        children.push(child);
+        content = rest;
+    }
+    children
+}
+
+fn der_sequence(content: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(content.len()).unwrap().to_be_bytes();
+    [&[0x30, 0x82], &len[..], content].concat()
 }
 
 /// One folder, one certificate authority, and where the peers listen.
@@ -106,10 +150,16 @@ impl World {
 
     /// Where the server of a domain listens.
     pub(crate) async fn home(&mut self, domain: &str) -> TcpListener {
+        self.list(domain, false).await
+    }
+
+    /// Where the server of a domain listens, for STARTTLS or for direct TLS.
+    pub(crate) async fn list(&mut self, domain: &str, direct_tls: bool) -> TcpListener {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.hosts.push(HostOverride {
             domain: domain.to_owned(),
             addresses: vec![socket.local_addr().unwrap()],
+            direct_tls,
         });
         socket
     }
@@ -204,20 +254,35 @@ impl World {
 
     /// TLS of a server that streams are opened to. It verifies ours.
     pub(crate) fn server_tls(&self, identity: &Identity) -> Arc<ServerConfig> {
+        self.server_tls_of(identity, ALL_VERSIONS)
+    }
+
+    pub(crate) fn server_tls_of(
+        &self,
+        identity: &Identity,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = Arc::new(self.roots());
         let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
             roots,
             Arc::clone(&provider),
         )
+        .allow_unauthenticated()
         .build()
         .unwrap();
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+        // Not checked, since it may be one that this library cannot read.
+        let key = provider
+            .key_provider
+            .load_private_key(identity.key())
+            .unwrap();
+        let own = CertifiedKey::new(identity.chain.clone(), key);
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
             .unwrap()
             .with_client_cert_verifier(verifier)
-            .with_single_cert(identity.chain.clone(), identity.key())
-            .unwrap();
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+        config.alpn_protocols = vec![b"xmpp-server".to_vec()];
         Arc::new(config)
     }
 }
