@@ -90,24 +90,14 @@ pub async fn start(
     ward("retention".to_owned(), retention.probe.clone());
     ward("provider tokens".to_owned(), provider_tokens.probe.clone());
 
-    // Lanes: first the replies' way out on all of them, because any lane may reply through any other.
+    // Lanes: first the way to APNs and the replies' way out on all of them, because any lane may reply
+    // through any other.
     let lanes: Vec<Lane> = (0..lanes::count(lanes::cores(), settings.runtime.lanes_max))
         .map(|_| Lane::start())
         .collect();
-    let mut egresses = Vec::with_capacity(lanes.len());
-    for (index, lane) in lanes.iter().enumerate() {
-        let ingress = ingress.clone();
-        let egress = on(lane, move || xmpp::egress::start(&ingress)).await?;
-        ward(format!("egress of lane {index}"), egress.probe.clone());
-        egresses.push(egress);
-    }
-    let replies: Vec<_> = egresses
-        .iter()
-        .map(|egress| egress.replies.clone())
-        .collect();
-
     let mut pools = Vec::with_capacity(lanes.len());
-    let mut gates = Vec::with_capacity(lanes.len());
+    let mut egresses = Vec::with_capacity(lanes.len());
+    let mut publishes = Vec::with_capacity(lanes.len());
     for (index, lane) in lanes.iter().enumerate() {
         let (upstreams, registrations, ingress) =
             (upstreams.clone(), registrations.clone(), ingress.clone());
@@ -118,8 +108,8 @@ pub async fn start(
             refused: provider_tokens.refused.clone(),
         };
         let (register, unregister) = (registry.register.clone(), registry.unregister.clone());
-        let (replies, extras) = (replies.clone(), extras.clone());
-        let (pool, resolver, gate) = on(lane, move || {
+        let extras = extras.clone();
+        let (pool, resolver, egress, publish) = on(lane, move || {
             let pool = apns::pool::start(&upstreams, pool_edges);
             let deliver = interpose(extras.before_pool.as_ref(), pool.deliver.clone());
             let resolver = registration::resolver::start(
@@ -127,22 +117,40 @@ pub async fn start(
                 registration::resolver::Edges { deliver },
             );
             let publish = interpose(extras.before_resolver.as_ref(), resolver.publish.clone());
-            let gate = xmpp::gate::start(
+            let egress = xmpp::egress::start(
                 &ingress,
-                xmpp::gate::Edges {
-                    publish,
+                xmpp::egress::Edges {
+                    publish: publish.clone(),
                     register,
                     unregister,
-                    egress: replies,
                 },
             );
-            (pool, resolver, gate)
+            (pool, resolver, egress, publish)
         })
         .await?;
         ward(format!("pool of lane {index}"), pool.probe.clone());
         ward(format!("resolver of lane {index}"), resolver.probe.clone());
-        ward(format!("gate of lane {index}"), gate.probe.clone());
+        ward(format!("egress of lane {index}"), egress.probe.clone());
         pools.push(pool);
+        egresses.push(egress);
+        publishes.push(publish);
+    }
+    let replies: Vec<_> = egresses
+        .iter()
+        .map(|egress| egress.replies.clone())
+        .collect();
+
+    let mut gates = Vec::with_capacity(lanes.len());
+    for (index, (lane, publish)) in lanes.iter().zip(publishes).enumerate() {
+        let ingress = ingress.clone();
+        let edges = xmpp::gate::Edges {
+            publish,
+            register: registry.register.clone(),
+            unregister: registry.unregister.clone(),
+            egress: replies.clone(),
+        };
+        let gate = on(lane, move || xmpp::gate::start(&ingress, edges)).await?;
+        ward(format!("gate of lane {index}"), gate.probe.clone());
         gates.push(gate);
     }
 

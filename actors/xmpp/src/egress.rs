@@ -10,16 +10,20 @@ use std::future::pending;
 use std::rc::Rc;
 use std::time::Duration;
 
-use actix::{Actor, Context, Handler, Message, Recipient, ResponseFuture, Supervised, Supervisor};
+use actix::{
+    Actor, AsyncContext as _, Context, Handler, Message, Recipient, ResponseFuture, Supervised,
+    Supervisor,
+};
 use futures_util::FutureExt as _;
-use messages::{Domain, Drain, Drained, Health, Probe};
+use messages::{Domain, Drain, Drained, Health, Probe, PublishBatch, Register, Unregister};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::Ingress;
 use crate::backlog::{Chunk, Queue, RECENT, Recent};
 use crate::backoff::Backoff;
-use crate::gate::Count;
+use crate::gate::{self, Count, Lane};
+use crate::intake::Intake;
 use crate::stream::Fault;
 use crate::stream::limits::PeerLimits;
 use crate::stream::outbound::{self, Connection, Opened};
@@ -59,21 +63,45 @@ pub struct Handles {
     pub probe: Recipient<Probe>,
 }
 
+/// What an egress sends: what peers ask on the streams that we open to them (XEP-0288).
+pub struct Edges {
+    /// Publishes, to the resolver of the same lane.
+    pub publish: Recipient<PublishBatch>,
+    /// Registrations.
+    pub register: Recipient<Register>,
+    /// Ends of registrations.
+    pub unregister: Recipient<Unregister>,
+}
+
 /// Starts an egress on the current arbiter.
 #[must_use]
-pub fn start(ingress: &Ingress) -> Handles {
-    let egress = Egress {
-        shared: Rc::new(Shared {
-            ingress: ingress.clone(),
+pub fn start(ingress: &Ingress, edges: Edges) -> Handles {
+    let ingress = ingress.clone();
+    let address = Supervisor::start(|ctx: &mut Context<Egress>| {
+        ctx.set_mailbox_capacity(0);
+        let Edges {
+            publish,
+            register,
+            unregister,
+        } = edges;
+        let edges = gate::Edges {
+            publish,
+            register,
+            unregister,
+            // Who may ask on a stream of this egress is answered on it.
+            egress: vec![ctx.address().recipient()],
+        };
+        let shared = Shared {
+            lane: Rc::new(Lane::new(&ingress, edges, gate::Load::default())),
+            ingress,
             links: RefCell::default(),
             draining: Cell::new(false),
             gone: Notify::new(),
             counters: Counters::default(),
-        }),
-    };
-    let address = Supervisor::start(|ctx: &mut Context<Egress>| {
-        ctx.set_mailbox_capacity(0);
-        egress
+        };
+        Egress {
+            shared: Rc::new(shared),
+        }
     });
     Handles {
         replies: address.clone().recipient(),
@@ -96,6 +124,8 @@ type Pair = (Domain, Domain);
 
 struct Shared {
     ingress: Ingress,
+    /// What intakes need.
+    lane: Rc<Lane>,
     links: RefCell<HashMap<Pair, Rc<Link>>>,
     draining: Cell<bool>,
     /// Wakes a drain when a link has ended.
@@ -199,6 +229,10 @@ impl Handler<Probe> for Egress {
                 ),
                 ("replies_written_total", counters.replies_written.get()),
                 ("replies_lost_total", counters.replies_lost.get()),
+                (
+                    "egress_publishes_total",
+                    self.shared.lane.counters.publishes.get(),
+                ),
             ],
         }
     }
@@ -322,11 +356,15 @@ impl Keeper {
     /// Sends what comes until the stream ends. Returns whether it was of use: a peer that ends each stream
     /// before or as soon as anything is written is given time.
     async fn converse(&mut self, opened: Opened) -> bool {
+        let (local, remote) = &self.pair;
+        let intake = opened
+            .bidirectional
+            .then(|| Intake::start(&self.shared.lane, local, remote));
         let mut talk = Talk::new(&self.shared.ingress, opened);
         let mut first_written = None;
         let end = loop {
             // An end that is here already is seen before anything is written behind it.
-            if let Some(fault) = listen(&mut talk.framed).now_or_never() {
+            if let Some(fault) = listen(&mut talk.framed, intake.as_ref()).now_or_never() {
                 break End::Broken(fault);
             }
             match self.write(&mut talk).await {
@@ -338,12 +376,15 @@ impl Keeper {
                 Err(fault) => break End::Broken(fault),
             }
             if self.shared.draining.get() {
-                break End::Done;
+                match &intake {
+                    Some(intake) if !intake.is_settled() => intake.stop(),
+                    _ => break End::Done,
+                }
             }
             let due = talk.due();
             tokio::select! {
                 () = self.link.wake.notified() => {}
-                fault = listen(&mut talk.framed) => break End::Broken(fault),
+                fault = listen(&mut talk.framed, intake.as_ref()) => break End::Broken(fault),
                 () = answered(&mut talk.ping) => {
                     self.unanswered = 0;
                     talk.proven();
@@ -549,11 +590,15 @@ async fn answered(ping: &mut Option<(Ping, Instant)>) {
     }
 }
 
-/// Reads so that the end of the stream is seen at once. Stanzas here go the wrong way (RFC 6120 §4.5), and
-/// dialback was settled before; both are passed over. Dropping the future loses nothing.
-async fn listen(framed: &mut Connection) -> Fault {
+/// Reads so that the end of the stream is seen at once. Without an intake, stanzas here go the wrong way
+/// (RFC 6120 §4.5), and dialback was settled before; both are passed over. Dropping the future loses nothing.
+async fn listen(framed: &mut Connection, intake: Option<&Intake>) -> Fault {
     loop {
-        if let Err(fault) = framed.element().await {
+        let heard = match intake {
+            Some(intake) => intake.take(framed).await,
+            None => framed.element().await.map(drop),
+        };
+        if let Err(fault) = heard {
             return fault;
         }
     }

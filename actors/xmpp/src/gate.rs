@@ -150,12 +150,7 @@ impl Count {
 pub fn start(ingress: &Ingress, edges: Edges) -> Handles {
     let load = Load::default();
     let gate = Gate {
-        lane: Rc::new(Lane {
-            ingress: ingress.clone(),
-            edges,
-            counters: Counters::default(),
-            load: load.clone(),
-        }),
+        lane: Rc::new(Lane::new(ingress, edges, load.clone())),
         sessions: Vec::new(),
         components: Vec::new(),
     };
@@ -178,6 +173,17 @@ pub(crate) struct Lane {
     pub(crate) edges: Edges,
     pub(crate) counters: Counters,
     pub(crate) load: Load,
+}
+
+impl Lane {
+    pub(crate) fn new(ingress: &Ingress, edges: Edges, load: Load) -> Self {
+        Self {
+            ingress: ingress.clone(),
+            edges,
+            counters: Counters::default(),
+            load,
+        }
+    }
 }
 
 struct Gate {

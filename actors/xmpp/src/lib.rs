@@ -25,6 +25,7 @@ pub mod egress;
 mod error;
 pub mod gate;
 mod ingress;
+mod intake;
 mod jid;
 pub mod listener;
 mod pace;

@@ -102,7 +102,7 @@ impl Core {
             || self.registering.get() >= self.lane.ingress.config().registrations_per_stream_max
     }
 
-    fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.pending.borrow().is_empty() && self.registering.get() == 0
     }
 
@@ -368,6 +368,13 @@ impl Session {
     where
         T: Future<Output = ()> + 'static,
     {
+        let (core, session) = Self::begin(lane, queue);
+        actix_rt::spawn(task(core, session.clone()));
+        session
+    }
+
+    /// Starts on the current arbiter for somebody who has the socket, and clears `open` at the end of it.
+    pub(crate) fn begin(lane: Rc<Lane>, queue: Option<RefCell<Queue>>) -> (Rc<Core>, Addr<Self>) {
         let tickets = lane.ingress.config().tickets_per_stream;
         let core = Rc::new(Core {
             lane,
@@ -381,11 +388,13 @@ impl Session {
             changed: Notify::new(),
             settled: Notify::new(),
         });
-        Self::create(|ctx| {
+        let session = Self::create(|ctx| {
             ctx.set_mailbox_capacity(0);
-            actix_rt::spawn(task(Rc::clone(&core), ctx.address()));
-            Self { core }
-        })
+            Self {
+                core: Rc::clone(&core),
+            }
+        });
+        (core, session)
     }
 }
 

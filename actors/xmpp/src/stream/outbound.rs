@@ -150,6 +150,8 @@ struct Secured {
     features: Element,
     /// Whether the certificate proves that the peer is who we wanted.
     verdict: Result<(), Untrusted>,
+    /// Whether the peer was told that it may send on this stream.
+    bidirectional: bool,
 }
 
 /// An authenticated stream.
@@ -160,6 +162,8 @@ pub(crate) struct Opened {
     /// How we authenticated.
     pub(crate) method: &'static str,
     pub(crate) limits: PeerLimits,
+    /// Whether the peer may send on it (XEP-0288).
+    pub(crate) bidirectional: bool,
 }
 
 /// How to authenticate.
@@ -378,6 +382,7 @@ async fn greet(
         header,
         features,
         verdict,
+        bidirectional: false,
     })
 }
 
@@ -445,6 +450,7 @@ async fn authenticate(
     let declared = secured.header.namespaces.resolve("db") == Some(ns::DIALBACK);
     let at = || Failure::at(Stage::Authentication);
 
+    secured.invite().await.map_err(at())?;
     if external && approach == Approach::Any {
         match present_certificate(&mut secured.framed, local).await {
             Ok(true) => {
@@ -482,6 +488,18 @@ async fn authenticate(
 }
 
 impl Secured {
+    /// Lets the peer send on this stream, if it would and its certificate proves who it is: dialback proves
+    /// us to it, not it to us.
+    async fn invite(&mut self) -> Result<(), Fault> {
+        let offered = self.features.child("bidi", ns::BIDI_FEATURE).is_some();
+        self.bidirectional = offered && self.verdict.is_ok();
+        if self.bidirectional {
+            let request = b"<bidi xmlns='urn:xmpp:bidi'/>";
+            self.framed.send(request).await?;
+        }
+        Ok(())
+    }
+
     /// `features` are those after a restart, if there was one.
     fn opened(self, method: &'static str, features: Option<&Element>) -> Attempt {
         let limits = features.map(PeerLimits::of).unwrap_or_default();
@@ -489,6 +507,7 @@ impl Secured {
             framed: self.framed,
             verdict: self.verdict,
             method,
+            bidirectional: self.bidirectional,
             limits: limits.or(PeerLimits::of(&self.features)),
         }))
     }

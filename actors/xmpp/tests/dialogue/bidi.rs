@@ -3,7 +3,8 @@
 use messages::PushOutcome;
 
 use crate::peer::{
-    Caller, OFFER_DIALBACK, SUCCESS, answer, answer_external, call, header, publish, result,
+    Callee, Caller, OFFER_DIALBACK, SUCCESS, accept_external, answer, answer_external,
+    authenticated, call, header, publish, result,
 };
 use crate::world::{Service, World, drain};
 
@@ -160,6 +161,144 @@ async fn a_drain_answers_before_it_closes() {
         .origin
         .tell(vec![(batch.items[0].ticket, PushOutcome::Accepted)]);
     peer.expect(&result("id-1")).await;
+    peer.expect_end("</stream:stream>").await;
+    drop(peer);
+    assert_eq!(draining.await.unwrap().abandoned, 0);
+}
+
+/// The features of a peer that would send on our stream.
+const OFFER_BIDI: &str = "<stream:features>\
+    <mechanisms xmlns='urn:ietf:params:xml:ns:xmpp-sasl'><mechanism>EXTERNAL</mechanism></mechanisms>\
+    <bidi xmlns='urn:xmpp:features:bidi'/></stream:features>";
+
+/// Has one answer sent on a stream of ours, on which the peer then may send.
+async fn invited(
+    service: &mut Service,
+    world: &World,
+    home: &tokio::net::TcpListener,
+) -> (Caller, Callee) {
+    let mut peer = authenticated(service, world).await;
+    peer.send(&publish("first", "node")).await;
+    service.settle(PushOutcome::Accepted).await;
+    let identity = world.trusted(&["peer.test"]);
+    let mut answered = answer(home, world, &identity, "out", OFFER_BIDI).await;
+    answered.peer.expect(BIDI).await;
+    accept_external(&mut answered.peer).await;
+    answered.peer.expect(&result("first")).await;
+    (peer, answered.peer)
+}
+
+#[actix::test]
+async fn a_peer_asks_on_our_stream_and_is_answered_there() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let (mut other, mut peer) = invited(&mut service, &world, &home).await;
+    // The stream that the peer opened before is not needed any more.
+    other.send("</stream:stream>").await;
+    other.expect_end("</stream:stream>").await;
+    peer.send(&(publish("a", "n1") + &publish("b", "n2"))).await;
+    assert_eq!(service.settle(PushOutcome::Accepted).await, ["n1", "n2"]);
+    peer.expect(&(result("a") + &result("b"))).await;
+    let ping = "<iq type='get' id='p' from='peer.test' to='push.test'>\
+                <ping xmlns='urn:xmpp:ping'/></iq>";
+    peer.send(&format!(" {BIDI}{ping}")).await;
+    peer.expect(&result("p")).await;
+    assert_eq!(service.count("egress_publishes_total").await, 2);
+    assert_eq!(service.count("egress_connects_total").await, 1);
+}
+
+#[actix::test]
+async fn on_our_stream_only_the_peer_may_ask_and_only_us() {
+    for (from, to, condition) in [
+        ("'other.test'", "'push.test'", "invalid-from"),
+        ("'ada@other.test/peer.test'", "'push.test'", "invalid-from"),
+        ("'peer.test'", "'push2.test'", "host-unknown"),
+        ("'peer.test'", "'other.test'", "host-unknown"),
+    ] {
+        let mut world = World::new();
+        let home = world.home("peer.test").await;
+        let mut service = world.start(&world.config());
+        let (_other, mut peer) = invited(&mut service, &world, &home).await;
+        let forged = publish("x", "node")
+            .replace("'peer.test'", from)
+            .replace("'push.test'", to);
+        peer.send(&forged).await;
+        peer.expect_error(condition).await;
+        assert_eq!(service.count("egress_publishes_total").await, 0);
+    }
+}
+
+#[actix::test]
+async fn a_peer_that_only_the_dns_proves_is_not_invited() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let mut peer = authenticated(&service, &world).await;
+    peer.send(&publish("first", "node")).await;
+    service.settle(PushOutcome::Accepted).await;
+    let identity = world.self_signed(&["peer.test"]);
+    let mut answered = answer(&home, &world, &identity, "out", OFFER_BIDI).await;
+    // The first word is the authentication.
+    accept_external(&mut answered.peer).await;
+    answered.peer.expect(&result("first")).await;
+    answered.peer.send(&publish("x", "node")).await;
+    peer.send(&publish("second", "node")).await;
+    service.settle(PushOutcome::Accepted).await;
+    answered.peer.expect(&result("second")).await;
+    assert_eq!(service.count("egress_publishes_total").await, 0);
+}
+
+#[actix::test]
+async fn without_tickets_our_stream_is_not_read() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut config = world.config();
+    config.tickets_per_stream = 2;
+    let mut service = world.start(&config);
+    let (_other, mut peer) = invited(&mut service, &world, &home).await;
+    let burst: String = (0..9).map(|n| publish(&format!("i{n}"), "n")).collect();
+    peer.send(&burst).await;
+    let mut taken = 0;
+    while taken < 9 {
+        let nodes = service.settle(PushOutcome::Accepted).await;
+        assert!(nodes.len() <= 2);
+        taken += nodes.len();
+    }
+    for n in 0..9 {
+        peer.expect(&result(&format!("i{n}"))).await;
+    }
+}
+
+#[actix::test]
+async fn what_was_asked_on_our_stream_is_answered_before_the_end_and_after_a_break() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let (_other, mut peer) = invited(&mut service, &world, &home).await;
+    peer.send(&publish("a", "n")).await;
+    let batch = service.published.take().await;
+    drop(peer);
+    service.counted("egress_streams_open", 0).await;
+    let tell = |batch: &messages::PublishBatch| {
+        let told = vec![(batch.items[0].ticket, PushOutcome::Accepted)];
+        assert_eq!(batch.origin.tell(told), 0);
+    };
+    tell(&batch);
+    let identity = world.trusted(&["peer.test"]);
+    let mut answered = answer(&home, &world, &identity, "out", OFFER_BIDI).await;
+    answered.peer.expect(BIDI).await;
+    accept_external(&mut answered.peer).await;
+    let mut peer = answered.peer;
+    peer.until(&result("a")).await;
+
+    peer.send(&publish("b", "n")).await;
+    let batch = service.published.take().await;
+    let egress = service.egress.drain.clone();
+    let limit = std::time::Duration::from_secs(20);
+    let draining = actix_rt::spawn(async move { drain(&egress, limit).await });
+    tell(&batch);
+    peer.expect(&result("b")).await;
     peer.expect_end("</stream:stream>").await;
     drop(peer);
     assert_eq!(draining.await.unwrap().abandoned, 0);

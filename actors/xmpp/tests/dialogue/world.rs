@@ -209,11 +209,19 @@ impl World {
         let address = sockets[0].local_addr().unwrap();
         let published = Collector::start();
         let registry = Registry.start();
-        let egress = egress::start(&ingress);
+        let publish = publish.unwrap_or_else(|| published.recipient());
+        let egress = egress::start(
+            &ingress,
+            egress::Edges {
+                publish: publish.clone(),
+                register: registry.clone().recipient(),
+                unregister: registry.clone().recipient(),
+            },
+        );
         let gate = gate::start(
             &ingress,
             gate::Edges {
-                publish: publish.unwrap_or_else(|| published.recipient()),
+                publish,
                 register: registry.clone().recipient(),
                 unregister: registry.recipient(),
                 egress: vec![egress.replies.clone()],
