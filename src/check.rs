@@ -36,12 +36,12 @@ pub fn command(config: &Path) -> i32 {
         Err(errors) => errors.iter().map(Finding::fatal).collect(),
     };
     for Finding { fatal, text } in &findings {
-        println!("{}: {text}", if *fatal { "error" } else { "warning" });
+        crate::say!("{}: {text}", if *fatal { "error" } else { "warning" });
     }
     if findings.iter().any(|finding| finding.fatal) {
         exit::CONFIGURATION
     } else {
-        println!("{}: fit to serve", config.display());
+        crate::say!("{}: fit to serve", config.display());
         exit::OK
     }
 }

@@ -15,7 +15,7 @@ pub enum RunError {
     #[error("the service cannot start; `campanile check` lists what is wrong")]
     Unusable(Vec<String>),
     /// A listening address cannot be bound.
-    #[error("cannot listen: {0}")]
+    #[error("{0}")]
     Bind(String),
     /// An actor panicked or hangs.
     #[error("the actor {0} is dead; the process ends so that the service manager starts it again")]

@@ -21,3 +21,12 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub use error::RunError;
 pub use serve::{Report, run};
 pub use settings::Settings;
+
+/// Prints a line for the person at the terminal; one who has gone is no fault.
+#[macro_export]
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use ::std::io::Write as _;
+        let _nobody_reads = ::std::writeln!(::std::io::stdout(), $($line)*);
+    }};
+}

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use messages::Clock;
 
+use crate::shutdown::Signals;
 use crate::wiring::{Extras, Service};
-use crate::{RunError, Settings, exit, guardian, shutdown, telemetry, wiring};
+use crate::{RunError, Settings, exit, guardian, telemetry, wiring};
 
 /// How a run of the service ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,19 +25,21 @@ pub fn command(config: &Path) -> Result<i32, RunError> {
     let settings = Settings::load(config).map_err(RunError::Settings)?;
     telemetry::install(&settings.log)
         .map_err(|error| RunError::Unusable(vec![error.to_string()]))?;
-    let listeners =
-        xmpp::listener::bind(&settings.xmpp).map_err(|error| RunError::Bind(error.to_string()))?;
-    let report = actix_rt::System::new().block_on(run(
-        settings,
-        listeners,
-        Clock::system(),
-        Extras::default(),
-        async {
-            if let Err(error) = shutdown::requested().await {
-                tracing::error!(%error, "cannot listen for signals");
-            }
-        },
-    ))?;
+    let report = actix_rt::System::new().block_on(async {
+        // Before the port is open: whoever can connect can also stop the service in order.
+        let signals = Signals::listen()?;
+        let listeners = xmpp::listener::bind(&settings.xmpp)
+            .map_err(|error| RunError::Bind(error.to_string()))?;
+        let clock = Clock::system();
+        run(
+            settings,
+            listeners,
+            clock,
+            Extras::default(),
+            signals.requested(),
+        )
+        .await
+    })?;
     Ok(if report.abandoned == 0 {
         exit::OK
     } else {

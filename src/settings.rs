@@ -233,7 +233,7 @@ fn inspect(file: &str, text: &str) -> Vec<SettingsError> {
         findings.push(SettingsError::Key {
             file: file.to_owned(),
             key: path.join("."),
-            message: one_line(&error.inner().to_string()),
+            message: brief(&error.inner().to_string()),
         });
         if !remove(&mut table, &path) {
             return findings;
@@ -271,6 +271,16 @@ fn remove(table: &mut toml::Table, path: &[String]) -> bool {
             _ => false,
         },
         Some(_) => false,
+    }
+}
+
+/// Says of an unknown key that it is one, without the names of all that are known.
+fn brief(message: &str) -> String {
+    match message.split_once(", expected") {
+        Some((unknown, _)) if unknown.starts_with("unknown field") => {
+            format!("{unknown}: conf/default.toml lists those there are")
+        }
+        _ => one_line(message),
     }
 }
 

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use actix::Recipient;
 use messages::{Drain, Drained};
 use serde::Deserialize;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{RunError, exit};
 
 /// `[shutdown]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -69,25 +71,45 @@ impl Order {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT. A second signal then ends the process at once, with the
-/// exit code of abandoned work.
-///
-/// # Errors
-/// When the signals cannot be listened for.
-pub async fn requested() -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT, listened for from the moment this is made.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// [`RunError::System`] when the signals cannot be listened for.
+    pub fn listen() -> Result<Self, RunError> {
+        let listen = |kind| {
+            signal(kind).map_err(|source| RunError::System {
+                what: "cannot listen for signals",
+                source,
+            })
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
-    actix_rt::spawn(async move {
+
+    async fn next(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-        tracing::warn!("second signal: ending without waiting for the pushes in hand");
-        std::process::exit(crate::exit::ABANDONED);
-    });
-    Ok(())
+    }
+
+    /// Resolves at the first signal. A second one then ends the process at once, with the exit code of
+    /// abandoned work.
+    pub async fn requested(mut self) {
+        self.next().await;
+        actix_rt::spawn(async move {
+            self.next().await;
+            tracing::warn!("second signal: ending without waiting for the pushes in hand");
+            std::process::exit(exit::ABANDONED);
+        });
+    }
 }

@@ -5,7 +5,7 @@ mod report;
 pub mod world;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use messages::{Clock, DeviceToken, NodeId, Secret};
 use simulators::server::{self, PublishShape, RegisterDevice, Trigger};
@@ -15,7 +15,8 @@ use tokio::time::MissedTickBehavior;
 use self::hops::Hops;
 use self::report::Report;
 use self::world::{Plan, World};
-use crate::{RunError, Settings, exit, serve, shutdown, telemetry};
+use crate::shutdown::Signals;
+use crate::{RunError, Settings, exit, serve, telemetry};
 
 /// The standard port of server-to-server streams: a server of one's own then needs no SRV record.
 const PORT: u16 = 5269;
@@ -61,6 +62,7 @@ pub fn command(pushes: Option<u64>) -> Result<i32, RunError> {
 }
 
 async fn run(pushes: Option<u64>) -> Result<i32, RunError> {
+    let signals = Signals::listen()?;
     let own_server = SocketAddr::from((Ipv4Addr::LOCALHOST, OWN_SERVER_PORT));
     let world = World::start(Plan {
         listen: listen(),
@@ -98,8 +100,7 @@ async fn run(pushes: Option<u64>) -> Result<i32, RunError> {
     let mut report = Report::default();
     let shown = tokio::select! {
         shown = show(&world, hops, pushes, &mut report) => shown,
-        signal = shutdown::requested() => signal
-            .map_err(|source| RunError::System { what: "cannot listen for signals", source }),
+        () = signals.requested() => Ok(()),
     };
     drop(stop);
     let ended = service.await;
@@ -145,7 +146,12 @@ async fn show(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let numbers = 1..=pushes.unwrap_or(u64::MAX);
     for (number, device) in numbers.zip(devices.iter().cycle()) {
-        ticks.tick().await;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => break,
+                Some(hops) = hops.recv() => report::guest(&hops),
+            }
+        }
         let trigger = Trigger {
             node: device.node.clone(),
             secret: Some(device.secret.clone()),
@@ -153,12 +159,18 @@ async fn show(
             has_body: number % 4 != 0,
             shape: PublishShape::Prosody,
         };
-        let sent = std::time::Instant::now();
-        let answered = world.chat.trigger.send(trigger).await;
-        let hops = std::iter::from_fn(|| hops.try_recv().ok())
-            .filter(|hops| hops.node == device.node && hops.received >= sent)
-            .last();
-        report.push(number, device.name, sent, hops, answered.map_err(gone)?);
+        let sent = Instant::now();
+        let answered = world.chat.trigger.send(trigger).await.map_err(gone)?;
+        let answered = answered.map(|answered| (answered.answer, Instant::now()));
+        let mut own = None;
+        while let Ok(hops) = hops.try_recv() {
+            if hops.node == device.node && hops.received >= sent {
+                own = Some(hops);
+            } else {
+                report::guest(&hops);
+            }
+        }
+        report.push(number, device.name, sent, own, answered);
     }
     Ok(())
 }

@@ -1,49 +1,75 @@
 //! What `campanile dev` prints.
-#![allow(clippy::print_stdout, reason = "this is what the command is for")]
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use messages::{PushOutcome, Rejection};
 use simulators::SimulatorError;
-use simulators::server::{Answer, Answered};
+use simulators::server::Answer;
 
 use super::OWN_SERVER_PORT;
 use super::hops::Hops;
 use super::world::{SERVICE, World};
+use crate::say;
 
 /// Tells where everything is and how to take part.
 pub(super) fn welcome(world: &World, service: SocketAddr) {
-    let directory = world.directory().display();
-    println!(
+    say!(
         "\
-Campanile {version} serves {SERVICE} at {service}
-  users' server  {domain} at {chat} (simulated)
-  APNs           localhost:{apple} (simulated, strict)
-  files          {directory}
-
-A Prosody of your own, on this machine, can take part: give it the host \"localhost\", and
-    s2s_ports = {{ {OWN_SERVER_PORT} }}                         -- {port_note}
-    s2s_secure_auth = false
-    modules_enabled = {{ \"smacks\", \"cloud_notify\", \"dialback\" }}
-    ssl = {{ cafile = \"{directory}/root.pem\" }}
-Then register a device at {SERVICE} with the command v1-register-push, and enable push there.
+Campanile {} serves {SERVICE} at {service}
+  users' server  {} at {} (simulated)
+  APNs           localhost:{} (simulated, strict)
+  files          {}
 ",
-        version = crate::VERSION,
-        domain = world.chat.domain,
-        chat = world.chat.address,
-        apple = world.apple.address.port(),
-        port_note = if service.port() == super::PORT {
-            "Campanile has 5269"
-        } else {
-            "port 5269 is taken: free it first, then start again"
-        },
+        crate::VERSION,
+        world.chat.domain,
+        world.chat.address,
+        world.apple.address.port(),
+        world.directory().display(),
     );
+    if service.port() == super::PORT {
+        say!(
+            "\
+A Prosody of your own, on this machine, can take part. In its configuration:
+  - a VirtualHost \"localhost\" with a certificate (prosodyctl cert generate localhost)
+  - \"smacks\", \"cloud_notify\" and \"dialback\" among its modules_enabled
+  - s2s_ports = {{ {OWN_SERVER_PORT} }}, because Campanile has {port} here
+  - s2s_secure_auth = false
+Then let a client register at {SERVICE} with the command v1-register-push and enable push there: its
+pushes are printed here as well.
+",
+            port = super::PORT,
+        );
+    } else {
+        say!(
+            "Port {} is taken. Free it and start again, if a Prosody of your own is to take part.\n",
+            super::PORT
+        );
+    }
 }
 
 /// Tells that a device is registered.
 pub(super) fn registered(device: &str, took: Duration) {
-    println!("registered {device:<14} in {:.1} ms", millis(took));
+    say!("registered {device:<14} in {:.1} ms", millis(took));
+}
+
+/// Prints a push of somebody else's server.
+pub(super) fn guest(hops: &Hops) {
+    let since = |at: Instant| millis(at.saturating_duration_since(hops.received));
+    say!(
+        "      device {}  received → {} → {} {:.2} ms",
+        hops.node.short_hash(),
+        resolved(hops, &since),
+        verdict(hops.outcome),
+        since(hops.decided),
+    );
+}
+
+fn resolved(hops: &Hops, since: &impl Fn(Instant) -> f64) -> String {
+    match hops.resolved {
+        Some(at) => format!("resolved {:.2}", since(at)),
+        None => "not resolved".to_owned(),
+    }
 }
 
 /// What became of all pushes.
@@ -65,27 +91,25 @@ impl Report {
         device: &str,
         sent: Instant,
         hops: Option<Hops>,
-        answered: Result<Answered, SimulatorError>,
+        answered: Result<(Answer, Instant), SimulatorError>,
     ) {
         self.sent += 1;
         let since = |at: Instant| millis(at.saturating_duration_since(sent));
         let mut line = format!("#{number:<4} {device:<14}");
         let mut expected = None;
         if let Some(hops) = hops {
-            let resolved = match hops.resolved {
-                Some(at) => format!("resolved {:.2}", since(at)),
-                None => "not resolved".to_owned(),
-            };
             line = format!(
-                "{line} received {:.2} → {resolved} → {} {:.2} →",
+                "{line} received {:.2} → {} → {} {:.2} →",
                 since(hops.received),
+                resolved(&hops, &since),
                 verdict(hops.outcome),
                 since(hops.decided),
             );
             expected = Some(hops.outcome);
         }
         match answered {
-            Ok(Answered { answer, took }) => {
+            Ok((answer, at)) => {
+                let took = at.saturating_duration_since(sent);
                 self.took.push(took);
                 let (word, right) = match &answer {
                     Answer::Result => {
@@ -105,13 +129,13 @@ impl Report {
                 line = format!("{line} not answered: {error}");
             }
         }
-        println!("{line}");
+        say!("{line}");
     }
 
     /// Prints the summary.
     pub(super) fn print(&mut self) {
         self.took.sort_unstable();
-        println!(
+        say!(
             "\n{} sent, {} accepted, {} refused, {} answered wrongly or not at all; \
              p50 {:.2} ms, p99 {:.2} ms from publish to answer",
             self.sent,
