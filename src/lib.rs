@@ -9,6 +9,7 @@ mod error;
 pub mod exit;
 pub mod guardian;
 pub mod lanes;
+pub mod reload;
 pub mod serve;
 pub mod settings;
 pub mod shutdown;

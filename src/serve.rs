@@ -1,14 +1,14 @@
 //! Runs the service.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
 use messages::Clock;
+use xmpp::listener::Socket;
 
 use crate::shutdown::Signals;
 use crate::wiring::{Extras, Service};
-use crate::{RunError, Settings, exit, guardian, telemetry, wiring};
+use crate::{RunError, Settings, exit, guardian, reload, telemetry, wiring};
 
 /// How a run of the service ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub fn command(config: &Path) -> Result<i32, RunError> {
 /// case the rest is drained first.
 pub async fn run(
     settings: Settings,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Socket>,
     clock: Clock,
     extras: Extras,
     stop: impl Future<Output = ()>,
@@ -63,23 +63,25 @@ pub async fn run(
     let guardian = settings.guardian.clone();
     let addresses: Vec<_> = listeners
         .iter()
-        .filter_map(|socket| socket.local_addr().ok())
+        .filter_map(|socket| Some((socket.local_addr().ok()?, socket.kind())))
         .collect();
     let Service {
         lanes,
         wards,
+        reloads,
         order,
     } = wiring::start(&settings, listeners, &clock, extras)
         .await
         .map_err(RunError::Unusable)?;
-    for address in addresses {
-        tracing::info!(%address, "listening");
+    for (address, tls) in addresses {
+        tracing::info!(%address, ?tls, "listening");
     }
     tracing::info!(version = crate::VERSION, lanes = lanes.len(), "serving");
 
     let dead = tokio::select! {
         () = stop => None,
         dead = guardian::watch(guardian, wards) => Some(dead),
+        never = reload::on_hangup(reloads) => match never {},
     };
     match &dead {
         None => tracing::info!("draining"),

@@ -1,11 +1,11 @@
 //! Builds the actors, last stage first, and connects them. The only file that names two actors; it has
 //! no logic.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 
 use actix::Recipient;
-use messages::{Clock, DeliverBatch, Drain, Probe, PublishBatch};
+use messages::{Clock, DeliverBatch, Drain, Probe, PublishBatch, Reload};
+use xmpp::listener::Socket;
 
 use crate::Settings;
 use crate::guardian::Ward;
@@ -18,6 +18,8 @@ pub struct Service {
     pub lanes: Vec<Lane>,
     /// Whom the guardian watches.
     pub wards: Vec<Ward>,
+    /// Who looks at its files again at SIGHUP.
+    pub reloads: Vec<Recipient<Reload>>,
     /// How to stop.
     pub order: Order,
 }
@@ -51,7 +53,7 @@ where
 /// A line for each thing that cannot be used.
 pub async fn start(
     settings: &Settings,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Socket>,
     clock: &Clock,
     extras: Extras,
 ) -> Result<Service, Vec<String>> {
@@ -85,10 +87,14 @@ pub async fn start(
         },
     );
     let provider_tokens = apns::provider_tokens::start(&upstreams);
+    let certificates = xmpp::certificates::start(&ingress, clock.clone());
+    let outcomes = xmpp::outcomes::start(&ingress);
     ward("registry".to_owned(), registry.probe.clone());
     ward("feedback".to_owned(), feedback.probe.clone());
     ward("retention".to_owned(), retention.probe.clone());
     ward("provider tokens".to_owned(), provider_tokens.probe.clone());
+    ward("certificates".to_owned(), certificates.probe.clone());
+    ward("outcomes".to_owned(), outcomes.probe.clone());
 
     // Lanes: first the way to APNs and the replies' way out on all of them, because any lane may reply
     // through any other.
@@ -166,7 +172,7 @@ pub async fn start(
         stages: vec![
             Stage {
                 name: "listener",
-                actors: vec![listener.drain],
+                actors: vec![listener.drain, certificates.drain],
             },
             Stage {
                 name: "sessions",
@@ -175,6 +181,10 @@ pub async fn start(
             Stage {
                 name: "replies",
                 actors: drains(egresses.iter().map(|egress| &egress.drain)),
+            },
+            Stage {
+                name: "outcomes",
+                actors: vec![outcomes.drain],
             },
             Stage {
                 name: "pools",
@@ -193,6 +203,7 @@ pub async fn start(
     Ok(Service {
         lanes,
         wards,
+        reloads: vec![certificates.reload],
         order,
     })
 }

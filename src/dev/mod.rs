@@ -77,7 +77,7 @@ async fn run(pushes: Option<u64>) -> Result<i32, RunError> {
         .first()
         .map_or_else(
             || Err(std::io::ErrorKind::NotFound.into()),
-            TcpListener::local_addr,
+            xmpp::listener::Socket::local_addr,
         )
         .map_err(|source| RunError::System {
             what: "cannot listen on loopback",

@@ -178,6 +178,7 @@ fn configuration(
     let mut text = format!(
         r#"[xmpp]
 listen = [{listen}]
+listen_tls = []
 ca_files = ["{root}"]
 dialback_secret_file = "{at}/dialback.secret"
 # One peer carries the load of many here.

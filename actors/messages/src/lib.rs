@@ -27,7 +27,7 @@ pub use ids::{
     AppId, BareJid, DeviceToken, Domain, ErrorReason, IdError, NodeId, RegistrationKey, Secret,
     SigningKeyId,
 };
-pub use lifecycle::{Drain, Drained, Health, Probe};
+pub use lifecycle::{Drain, Drained, Health, Probe, Reload};
 pub use provider_token::{Bearer, ProviderTokenRefused, SubscribeProviderToken, UseProviderToken};
 pub use push::{
     Deliver, DeliverBatch, NotificationHint, Origin, OutcomeBatch, Publish, PublishBatch,

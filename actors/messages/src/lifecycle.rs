@@ -24,6 +24,12 @@ pub struct Drained {
 #[rtype(result = "Health")]
 pub struct Probe;
 
+/// Look at the files you work with and take what changed into use. What cannot be used is reported by the
+/// actor, which then goes on with what it has. Answered when done.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Reload;
+
 /// Counters since the actor started, as `<subject>_<name>_<unit>[_total]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, actix::MessageResponse)]
 pub struct Health {

@@ -32,7 +32,8 @@ impl Origin {
     }
 }
 
-fn network(address: IpAddr) -> IpAddr {
+/// What one host gets: of IPv6, a /64.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => {

@@ -20,6 +20,23 @@ pub struct Config {
     /// Addresses and ports to accept server-to-server streams on. An IPv6 address does not take IPv4
     /// connections as well, so both families are listed. None when all domains are components.
     pub listen: Vec<SocketAddr>,
+    /// Addresses and ports on which streams begin with TLS at once (XEP-0368); none turns that off, and so
+    /// does an empty `listen`.
+    pub listen_tls: Vec<SocketAddr>,
+    /// The oldest version of TLS that is spoken, in both directions: `"1.2"` or `"1.3"`.
+    pub tls_min: TlsVersion,
+    /// Seconds between two looks at the files of certificates, keys and authorities.
+    pub certificate_check_seconds: u64,
+    /// Seconds between two log lines on the same certificate that cannot be used.
+    pub certificate_alarm_seconds: u64,
+    /// Peers whose last outcomes are remembered, those who never proved who they are apart from the
+    /// others.
+    pub outcomes_max: usize,
+    /// Kinds of failures that are logged in one interval about one address, of peers there that have not
+    /// proven who they are.
+    pub outcomes_per_address_max: usize,
+    /// Seconds between two log lines on the same failure of the same peer.
+    pub outcomes_interval_seconds: u64,
     /// Most streams accepted at a time, over all lanes. Further connections wait in the backlog.
     pub streams_max: usize,
     /// Most streams accepted at a time from one address; of IPv6, from one /64.
@@ -131,6 +148,16 @@ impl Default for Config {
                 (Ipv6Addr::UNSPECIFIED, 5269).into(),
                 (Ipv4Addr::UNSPECIFIED, 5269).into(),
             ],
+            listen_tls: vec![
+                (Ipv6Addr::UNSPECIFIED, 5270).into(),
+                (Ipv4Addr::UNSPECIFIED, 5270).into(),
+            ],
+            tls_min: TlsVersion::V1_2,
+            certificate_check_seconds: 5,
+            certificate_alarm_seconds: 3600,
+            outcomes_max: 4096,
+            outcomes_per_address_max: 16,
+            outcomes_interval_seconds: 60,
             streams_max: 4096,
             streams_per_address_max: 512,
             connections_per_second_max: 200,
@@ -174,6 +201,29 @@ impl Default for Config {
             hosts: Vec::new(),
             name_servers: Vec::new(),
             allow_private_targets: false,
+        }
+    }
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub enum TlsVersion {
+    /// TLS 1.2 (RFC 5246), as RFC 9325 still allows it.
+    V1_2,
+    /// TLS 1.3 (RFC 8446).
+    V1_3,
+}
+
+// From a string and not as an enum: the environment gives 1.3 as a number.
+impl TryFrom<String> for TlsVersion {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.as_str() {
+            "1.2" => Ok(Self::V1_2),
+            "1.3" => Ok(Self::V1_3),
+            _ => Err("no version of TLS that is spoken here: write \"1.2\" or \"1.3\""),
         }
     }
 }
@@ -263,6 +313,17 @@ impl Config {
                 errors.push(Error::TooSmall { key, min });
             }
         };
+        at_least(
+            "certificate_check_seconds",
+            self.certificate_check_seconds,
+            1,
+        );
+        at_least("outcomes_max", self.outcomes_max as u64, 1);
+        at_least(
+            "outcomes_interval_seconds",
+            self.outcomes_interval_seconds,
+            1,
+        );
         at_least("streams_max", self.streams_max as u64, 1);
         at_least(
             "streams_per_address_max",

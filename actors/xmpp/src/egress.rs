@@ -298,9 +298,6 @@ impl Keeper {
             self.shared.counters.connects.add(1);
             match outbound::open(&self.shared.ingress, local, remote).await {
                 Ok(opened) => {
-                    let (method, verdict) = (opened.method, &opened.verdict);
-                    let certificate = verdict.as_ref().err().map(ToString::to_string);
-                    tracing::info!(%local, peer = %remote, method, certificate, "stream to a peer opened");
                     self.shared.counters.streams_open.add(1);
                     let served = self.converse(opened).await;
                     self.shared.counters.streams_open.remove(1);
@@ -309,8 +306,7 @@ impl Keeper {
                         false => self.pause().await,
                     }
                 }
-                Err(failure) => {
-                    tracing::info!(%local, peer = %remote, reason = %failure, "no stream to a peer");
+                Err(_) => {
                     self.shared.counters.connects_failed.add(1);
                     self.pause().await;
                 }

@@ -186,6 +186,12 @@ pub enum Error {
         /// The certificate's file.
         certificate: PathBuf,
     },
+    /// A certificate that peers do not take yet.
+    #[error("{} is not valid yet: check the clock of this machine", certificate.display())]
+    NotYetValid {
+        /// The certificate's file.
+        certificate: PathBuf,
+    },
     /// A certificate that peers will refuse soon.
     #[error("{} expires in {days} days: renew it", certificate.display())]
     Expiring {
@@ -204,7 +210,9 @@ pub enum Error {
     #[error("the system gives no random numbers: check /dev/urandom")]
     Random,
     /// An address that cannot be listened on.
-    #[error("cannot listen on {address} ({source}): free the port or change xmpp.listen")]
+    #[error(
+        "cannot listen on {address} ({source}): free the port or change xmpp.listen or xmpp.listen_tls"
+    )]
     Bind {
         /// The address.
         address: SocketAddr,

@@ -23,6 +23,7 @@ use crate::census::Seat;
 use crate::component::{self, Component};
 use crate::egress::EgressBatch;
 use crate::session::Session;
+use crate::stream::tls::Kind;
 
 /// Silence after which the system asks whether the peer is still there.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(120);
@@ -96,6 +97,7 @@ impl Load {
 pub struct AdoptStream {
     pub(crate) socket: std::net::TcpStream,
     pub(crate) address: SocketAddr,
+    pub(crate) kind: Kind,
     pub(crate) places: Places,
 }
 
@@ -219,12 +221,13 @@ impl Handler<AdoptStream> for Gate {
         let AdoptStream {
             socket,
             address,
+            kind,
             places,
         } = adopt;
         match prepare(socket) {
             Ok(socket) => {
                 self.sessions.retain(Addr::connected);
-                let session = Session::start(Rc::clone(&self.lane), socket, address, places);
+                let session = Session::start(Rc::clone(&self.lane), socket, address, kind, places);
                 self.sessions.push(session);
             }
             Err(error) => tracing::info!(%address, %error, "a connection could not be taken over"),

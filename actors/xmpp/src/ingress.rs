@@ -1,34 +1,35 @@
 //! What all lanes share, prepared once.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, TcpListener};
-use std::path::Path;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use messages::{AppId, Clock, Domain};
+use arc_swap::ArcSwap;
+use messages::{AppId, Clock, Domain, UnixSeconds};
 use rustls::client::ClientConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ServerConfig;
-use rustls::sign::CertifiedKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::census::{Census, Origin, Seat};
 use crate::jid::{self, Host};
+use crate::outcomes::Outcomes;
 use crate::policy::Policy;
 use crate::service::Service;
 use crate::stream::dialback::{KeyMaker, StreamIds};
 use crate::stream::identity::{self, Names, Trust, Untrusted};
 use crate::stream::pings::Pings;
 use crate::stream::resolve::{Hosts, Resolver, Security, Target};
-use crate::stream::tls::{self, Certificates};
-use crate::{Config, DomainConfig, Error, listener};
+use crate::stream::tls::{self, Certificates, Credentials, Kind};
+use crate::{Config, DomainConfig, Error, TlsVersion, listener};
 
 /// Days before its end from which a certificate is reported.
-const EXPIRY_DAYS: u64 = 30;
-const DAY_SECONDS: u64 = 24 * 60 * 60;
+pub(crate) const EXPIRY_DAYS: u64 = 30;
+pub(crate) const DAY_SECONDS: u64 = 24 * 60 * 60;
 
-/// Everything that streams need and nobody changes. Cheap to clone.
+/// Everything that streams need. Only certificates and authorities ever change. Cheap to clone.
 #[derive(Clone)]
 pub struct Ingress(Arc<Inner>);
 
@@ -39,7 +40,11 @@ struct Inner {
     served: HashMap<Domain, Served>,
     /// The domains without a certificate, which no server can open a stream to.
     components: HashMap<Domain, Service>,
-    trust: Trust,
+    /// The domains with a certificate, in the order of the configuration.
+    certified: Vec<Certified>,
+    /// TLS for streams that begin with it, whatever domain they are for.
+    direct: Option<Arc<ServerConfig>>,
+    trust: ArcSwap<Trust>,
     resolver: Resolver,
     pings: Pings,
     egress_bytes: Arc<Semaphore>,
@@ -48,6 +53,7 @@ struct Inner {
     stream_ids: StreamIds,
     policy: Policy,
     census: Census,
+    outcomes: Outcomes,
     clock: Clock,
 }
 
@@ -67,7 +73,7 @@ impl Served {
         &self.service
     }
 
-    /// TLS for streams to this domain.
+    /// TLS for streams to this domain, behind STARTTLS.
     pub(crate) fn acceptor(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.acceptor)
     }
@@ -102,26 +108,35 @@ impl Ingress {
             .map_err(|error| errors.push(error))
             .ok();
         let stream_ids = StreamIds::new().map_err(|error| errors.push(error)).ok();
-        let (loaded, plain): (Vec<_>, Vec<_>) = loaded
-            .into_iter()
-            .partition(|one| one.credentials.is_some());
+        let (loaded, plain): (Vec<_>, Vec<_>) =
+            loaded.into_iter().partition(|one| one.certified.is_some());
         let first = loaded.first().or(plain.first());
         let first = first.map(|one| one.domain.clone());
+        let certified: Vec<_> = loaded
+            .iter()
+            .filter_map(|one| one.certified.clone())
+            .collect();
         let certificates: Arc<Certificates> = Arc::new(
-            loaded
+            certified
                 .iter()
                 .filter_map(|one| match Host::of(&one.domain) {
-                    Ok(Host::Name(name)) => Some((name, one.credentials.clone()?)),
+                    Ok(Host::Name(name)) => Some((name, one.credentials.clone())),
                     _ => None,
                 })
                 .collect(),
         );
+        let direct = certified.first().and_then(|first| {
+            let fallback = &first.credentials;
+            tls::acceptor(Kind::Direct, config.tls_min, &certificates, fallback)
+                .map_err(|error| errors.push(error))
+                .ok()
+        });
         let mut served = HashMap::new();
         for one in loaded {
-            let Some(credentials) = one.credentials.clone() else {
+            let Some(Certified { credentials, .. }) = one.certified.clone() else {
                 continue;
             };
-            match one.serve(&credentials, &certificates, version) {
+            match one.serve(&credentials, &certificates, config.tls_min, version) {
                 Ok(one) => {
                     served.insert(one.domain().clone(), one);
                 }
@@ -139,7 +154,9 @@ impl Ingress {
                     first,
                     served,
                     components,
-                    trust,
+                    certified,
+                    direct,
+                    trust: ArcSwap::from_pointee(trust),
                     resolver: Resolver::new(hosts, config),
                     pings: Pings::default(),
                     egress_bytes: Arc::new(Semaphore::new(config.egress_bytes_max)),
@@ -148,6 +165,7 @@ impl Ingress {
                     stream_ids,
                     policy,
                     census: Census::default(),
+                    outcomes: Outcomes::new(config, Clock::system()),
                     clock: Clock::system(),
                 })))
             }
@@ -173,6 +191,26 @@ impl Ingress {
     pub(crate) fn service(&self, domain: &Domain) -> Option<&Service> {
         let served = self.0.served.get(domain).map(Served::service);
         served.or_else(|| self.0.components.get(domain))
+    }
+
+    /// TLS for streams that begin with it, if any domain has a certificate.
+    pub(crate) fn direct_acceptor(&self) -> Option<Arc<ServerConfig>> {
+        self.0.direct.clone()
+    }
+
+    /// What each domain with a certificate shows, in the order of the configuration.
+    pub(crate) fn certified(&self) -> &[Certified] {
+        &self.0.certified
+    }
+
+    /// Trusts these authorities instead of those before.
+    pub(crate) fn replace_trust(&self, trust: Trust) {
+        self.0.trust.store(Arc::new(trust));
+    }
+
+    /// How many authorities are trusted.
+    pub(crate) fn authorities(&self) -> usize {
+        self.0.trust.load().len()
     }
 
     pub(crate) fn resolver(&self) -> &Resolver {
@@ -209,6 +247,11 @@ impl Ingress {
         &self.0.census
     }
 
+    /// Where to report what became of a stream.
+    pub(crate) fn outcomes(&self) -> &Outcomes {
+        &self.0.outcomes
+    }
+
     /// Whom the operator lets in.
     pub(crate) fn policy(&self) -> &Policy {
         &self.0.policy
@@ -240,8 +283,18 @@ impl Ingress {
         let now = Duration::from_secs(self.0.clock.now().0);
         self.0
             .trust
+            .load()
             .judge(chain, domain, UnixTime::since_unix_epoch(now))
     }
+}
+
+/// A served domain with a certificate: its files, and what is in use of them.
+#[derive(Clone)]
+pub(crate) struct Certified {
+    pub(crate) domain: Domain,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) credentials: Credentials,
 }
 
 struct Loaded {
@@ -249,7 +302,7 @@ struct Loaded {
     apps: Vec<AppId>,
     contacts: crate::Contacts,
     /// None of a domain that is only a component.
-    credentials: Option<Arc<CertifiedKey>>,
+    certified: Option<Certified>,
 }
 
 impl Loaded {
@@ -265,13 +318,14 @@ impl Loaded {
 
     fn serve(
         self,
-        credentials: &Arc<CertifiedKey>,
+        credentials: &Credentials,
         certificates: &Arc<Certificates>,
+        tls_min: TlsVersion,
         version: &'static str,
     ) -> Result<Served, Error> {
         Ok(Served {
-            acceptor: tls::acceptor(certificates, credentials)?,
-            connector: tls::connector(credentials)?,
+            acceptor: tls::acceptor(Kind::StartTls, tls_min, certificates, credentials)?,
+            connector: tls::connector(tls_min, credentials)?,
             service: self.service(version),
         })
     }
@@ -301,19 +355,26 @@ fn load_domains(domains: &[DomainConfig], errors: &mut Vec<Error>) -> Vec<Loaded
                 name: config.name.clone(),
             });
         }
-        let credentials = match (&config.certificate, &config.key) {
-            (Some(certificate), Some(key)) => tls::credentials(certificate, key).map(Some),
+        let certified = match (&config.certificate, &config.key) {
+            (Some(certificate), Some(key)) => tls::load(certificate, key).map(|pair| {
+                Some(Certified {
+                    domain: domain.clone(),
+                    certificate: certificate.clone(),
+                    key: key.clone(),
+                    credentials: Credentials::new(pair),
+                })
+            }),
             (None, None) => Ok(None),
             _ => Err(Error::HalfIdentity {
                 name: config.name.clone(),
             }),
         };
-        match credentials {
-            Ok(credentials) => loaded.push(Loaded {
+        match certified {
+            Ok(certified) => loaded.push(Loaded {
                 domain,
                 apps: config.apps.iter().map(|app| AppId::new(app)).collect(),
                 contacts: config.contacts.clone(),
-                credentials,
+                certified,
             }),
             Err(error) => errors.push(error),
         }
@@ -345,7 +406,7 @@ fn load_hosts(config: &Config, errors: &mut Vec<Error>) -> Hosts {
 
 /// Certificates of the system that cannot be used are passed over, as everywhere; those that the operator
 /// listed are errors.
-fn load_trust(config: &Config) -> (Trust, Vec<Error>) {
+pub(crate) fn load_trust(config: &Config) -> (Trust, Vec<Error>) {
     let mut trust = Trust::default();
     let mut errors = Vec::new();
     if config.system_roots {
@@ -401,8 +462,7 @@ pub fn inspect(config: &Config, domains: &[DomainConfig], clock: &Clock) -> Vec<
     } else {
         errors.extend(missing_folder(&config.dialback_secret_file));
     }
-    let bound: Result<Vec<TcpListener>, Error> = listener::bind(config);
-    errors.extend(bound.err());
+    errors.extend(listener::bind(config).err());
 
     let mut findings: Vec<Finding> = errors
         .into_iter()
@@ -433,31 +493,21 @@ fn missing_folder(file: &Path) -> Option<Error> {
 
 /// What peers will find wrong with our certificate.
 fn inspect_certificate(config: &DomainConfig, clock: &Clock) -> Vec<Finding> {
-    let mut errors = Vec::new();
     let Some(file) = &config.certificate else {
         return Vec::new();
     };
-    let certificate = || file.clone();
     let chain = tls::certificates(file).unwrap_or_default();
     let (Some(leaf), Ok(domain)) = (chain.first(), jid::prepare_domain(&config.name)) else {
         return Vec::new();
     };
-    if !identity::covers(leaf, &domain, Names::All) {
-        errors.push(Error::NotCovered {
-            certificate: certificate(),
-            domain: config.name.clone(),
+    let now = clock.now();
+    let mut errors = weaknesses(leaf, &domain, file, now);
+    let days = days_left(leaf, now);
+    if errors.is_empty() && days < EXPIRY_DAYS {
+        errors.push(Error::Expiring {
+            certificate: file.clone(),
+            days,
         });
-    }
-    let now = clock.now().0;
-    match identity::not_after(leaf) {
-        Some(end) if end <= now => errors.push(Error::Expired {
-            certificate: certificate(),
-        }),
-        Some(end) if end - now < EXPIRY_DAYS * DAY_SECONDS => errors.push(Error::Expiring {
-            certificate: certificate(),
-            days: (end - now) / DAY_SECONDS,
-        }),
-        _ => {}
     }
     errors
         .into_iter()
@@ -466,4 +516,37 @@ fn inspect_certificate(config: &DomainConfig, clock: &Clock) -> Vec<Finding> {
             error,
         })
         .collect()
+}
+
+/// Why peers would not take the certificate of a file as that of `domain`.
+pub(crate) fn weaknesses(
+    leaf: &CertificateDer<'_>,
+    domain: &Domain,
+    file: &Path,
+    now: UnixSeconds,
+) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let certificate = || file.to_owned();
+    if !identity::covers(leaf, domain, Names::All) {
+        errors.push(Error::NotCovered {
+            certificate: certificate(),
+            domain: domain.to_string(),
+        });
+    }
+    match identity::validity(leaf) {
+        Some(validity) if validity.end <= now.0 => errors.push(Error::Expired {
+            certificate: certificate(),
+        }),
+        Some(validity) if validity.start > now.0 => errors.push(Error::NotYetValid {
+            certificate: certificate(),
+        }),
+        _ => {}
+    }
+    errors
+}
+
+/// Whole days until a certificate ends.
+pub(crate) fn days_left(leaf: &CertificateDer<'_>, now: UnixSeconds) -> u64 {
+    let end = identity::validity(leaf).map_or(u64::MAX, |validity| validity.end);
+    end.saturating_sub(now.0) / DAY_SECONDS
 }

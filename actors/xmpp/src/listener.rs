@@ -1,16 +1,17 @@
 //! Accepts connections on the control arbiter and hands each to the lane that has least to do.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Recipient, ResponseFuture, Supervised, Supervisor};
-use futures_util::future::join_all;
 use messages::{Drain, Drained, Health, Probe};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -19,6 +20,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use crate::census::Origin;
 use crate::gate::{self, AdoptStream, Count, Places};
 use crate::pace::{Pace, Pacer, Taken};
+pub use crate::stream::tls::Kind;
+use crate::stream::{Stage, Trace};
 use crate::{Config, Error, Ingress};
 
 /// Connections that wait in the system while none is accepted.
@@ -37,22 +40,65 @@ pub struct Handles {
     pub probe: Recipient<Probe>,
 }
 
-/// Binds the configured addresses. IPv6 sockets take no IPv4 connections, so that both can be bound.
+/// A bound socket that listens.
+pub struct Socket {
+    socket: TcpListener,
+    kind: Kind,
+}
+
+impl Socket {
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// How TLS comes onto its streams.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn listen(self) -> io::Result<Listening> {
+        self.socket.set_nonblocking(true)?;
+        let socket = tokio::net::TcpListener::from_std(self.socket)?;
+        Ok((socket, self.kind))
+    }
+}
+
+/// A socket of the runtime.
+type Listening = (tokio::net::TcpListener, Kind);
+
+/// Binds the configured addresses, those with STARTTLS first. IPv6 sockets take no IPv4 connections, so
+/// that both can be bound.
 ///
 /// # Errors
 /// [`Error::Bind`] for the first address that cannot be listened on.
-pub fn bind(config: &Config) -> Result<Vec<TcpListener>, Error> {
-    let bind = |address: &SocketAddr| {
-        listen(*address).map_err(|source| Error::Bind {
+pub fn bind(config: &Config) -> Result<Vec<Socket>, Error> {
+    let plain = config
+        .listen
+        .iter()
+        .map(|address| (address, Kind::StartTls));
+    // A service that is only a component listens on none.
+    let secure = config
+        .listen_tls
+        .iter()
+        .filter(|_| !config.listen.is_empty());
+    let secure = secure.map(|address| (address, Kind::Direct));
+    let bind = |(address, kind): (&SocketAddr, Kind)| match listen(*address) {
+        Ok(socket) => Ok(Socket { socket, kind }),
+        Err(source) => Err(Error::Bind {
             address: *address,
             source,
-        })
+        }),
     };
-    config.listen.iter().map(bind).collect()
+    plain.chain(secure).map(bind).collect()
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
+    let socket = socket2::Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
@@ -69,7 +115,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Starts accepting from bound sockets on the current arbiter, for these lanes.
 #[must_use]
-pub fn start(ingress: &Ingress, sockets: Vec<TcpListener>, lanes: Vec<gate::Handles>) -> Handles {
+pub fn start(ingress: &Ingress, sockets: Vec<Socket>, lanes: Vec<gate::Handles>) -> Handles {
     let config = ingress.config();
     let per_address = Pace::per_second(config.connections_per_address_per_second_max, BURST);
     let acceptor = Rc::new(Acceptor {
@@ -86,10 +132,7 @@ pub fn start(ingress: &Ingress, sockets: Vec<TcpListener>, lanes: Vec<gate::Hand
     });
     let address = Supervisor::start(|ctx: &mut Context<Listener>| {
         ctx.set_mailbox_capacity(0);
-        let accepting = sockets
-            .into_iter()
-            .map(|socket| actix_rt::spawn(Rc::clone(&acceptor).run(socket)))
-            .collect();
+        let accepting = Some(actix_rt::spawn(Rc::clone(&acceptor).run(sockets)));
         Listener {
             acceptor,
             accepting,
@@ -103,8 +146,8 @@ pub fn start(ingress: &Ingress, sockets: Vec<TcpListener>, lanes: Vec<gate::Hand
 
 struct Listener {
     acceptor: Rc<Acceptor>,
-    /// One task for each socket, which ends with it.
-    accepting: Vec<JoinHandle<()>>,
+    /// The task that has the sockets.
+    accepting: Option<JoinHandle<()>>,
 }
 
 impl Actor for Listener {
@@ -117,13 +160,13 @@ impl Handler<Drain> for Listener {
     type Result = ResponseFuture<Drained>;
 
     fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
-        let accepting = std::mem::take(&mut self.accepting);
-        for task in &accepting {
-            task.abort();
-        }
+        let accepting = self.accepting.take();
         Box::pin(async move {
-            // A socket is closed when its task is gone.
-            let _ = timeout_at(drain.deadline.into(), join_all(accepting)).await;
+            if let Some(accepting) = accepting {
+                accepting.abort();
+                // The sockets are closed when the task is gone.
+                let _ = timeout_at(drain.deadline.into(), accepting).await;
+            }
             Drained { abandoned: 0 }
         })
     }
@@ -167,23 +210,37 @@ struct Acceptor {
     next: Cell<usize>,
 }
 
+/// The next connection of any of the sockets. One at a time: a socket that waits would keep a place from
+/// the others.
+async fn accept(listening: &[Listening]) -> io::Result<(TcpStream, SocketAddr, Kind)> {
+    poll_fn(|cx| {
+        for (socket, kind) in listening {
+            if let Poll::Ready(accepted) = socket.poll_accept(cx) {
+                return Poll::Ready(accepted.map(|(socket, address)| (socket, address, *kind)));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
 impl Acceptor {
-    async fn run(self: Rc<Self>, socket: TcpListener) {
-        let listening = socket
-            .set_nonblocking(true)
-            .and_then(|()| tokio::net::TcpListener::from_std(socket));
-        let listening = match listening {
+    async fn run(self: Rc<Self>, sockets: Vec<Socket>) {
+        let listening: io::Result<Vec<_>> = sockets.into_iter().map(Socket::listen).collect();
+        let mut listening = match listening {
             Ok(listening) => listening,
-            Err(error) => return tracing::error!(%error, "a listening socket cannot be used"),
+            Err(error) => return tracing::error!(%error, "the listening sockets cannot be used"),
         };
         let mut backoff = BACKOFF_MIN;
         // A connection is accepted when there is a place for it; the others wait in the backlog, which
         // costs peers less than a refusal would.
         while let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
-            match listening.accept().await {
-                Ok((socket, address)) => {
+            match accept(&listening).await {
+                Ok((socket, address, kind)) => {
                     backoff = BACKOFF_MIN;
-                    self.take_over(socket, address, place).await;
+                    // None is served before the others for ever.
+                    listening.rotate_left(1);
+                    self.take_over(socket, address, kind, place).await;
                 }
                 Err(error) => {
                     self.failed.add(1);
@@ -196,18 +253,28 @@ impl Acceptor {
     }
 
     /// One address is refused before it can use up what is there for all of them.
-    async fn take_over(&self, socket: TcpStream, address: SocketAddr, total: OwnedSemaphorePermit) {
+    async fn take_over(
+        &self,
+        socket: TcpStream,
+        address: SocketAddr,
+        kind: Kind,
+        total: OwnedSemaphorePermit,
+    ) {
         let origin = Origin::address(address.ip());
         let in_pace = self
             .addresses
             .borrow_mut()
             .take(origin.clone(), Instant::now());
         if !in_pace {
-            return self.refuse(&socket, address, "too many connections a second");
+            return self.refuse(
+                &socket,
+                address,
+                "too many connections a second from its address",
+            );
         }
         let max = self.ingress.config().streams_per_address_max;
         let Some(seat) = self.ingress.census().seat(origin, max) else {
-            return self.refuse(&socket, address, "too many streams");
+            return self.refuse(&socket, address, "too many streams from its address");
         };
         loop {
             let taken = self.taken.borrow_mut().take(self.pace, Instant::now());
@@ -225,6 +292,7 @@ impl Acceptor {
         let adopt = AdoptStream {
             socket,
             address,
+            kind,
             places: Places {
                 _total: total,
                 _address: seat,
@@ -240,7 +308,11 @@ impl Acceptor {
     /// Ends a connection at no cost: without TLS, and without a state that the system would keep for it.
     fn refuse(&self, socket: &TcpStream, address: SocketAddr, reason: &str) {
         self.refused.add(1);
-        tracing::info!(%address, stage = "accept", "a stream failed: {reason} from its address");
+        let trace = Trace {
+            stage: Stage::Accept,
+            ..Trace::from(address)
+        };
+        self.ingress.outcomes().failed(&trace, &reason, None);
         // If that cannot be set, the connection is closed in the ordinary way.
         let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
     }

@@ -38,7 +38,8 @@ use crate::reply;
 use crate::service::{self, Answer, Service};
 use crate::stream::framed::Framed;
 use crate::stream::inbound::{self, Inbound};
-use crate::stream::{Fault, Stage, Trace, ns};
+use crate::stream::tls::Kind;
+use crate::stream::{Explained, Fault, Stage, Trace, ns};
 use crate::xml::publish::{self, PublishIq, Read};
 use crate::xml::splitter::Unit;
 use crate::xml::stanza::IqHead;
@@ -352,10 +353,11 @@ impl Session {
         lane: Rc<Lane>,
         socket: TcpStream,
         address: SocketAddr,
+        kind: Kind,
         places: Places,
     ) -> Addr<Self> {
         Self::start_with(lane, None, |core, session| {
-            StreamTask::new(core, session, address, places).run(socket)
+            StreamTask::new(core, session, address, places).run(socket, kind, address)
         })
     }
 
@@ -456,7 +458,6 @@ impl Handler<Drain> for Session {
 struct StreamTask {
     core: Rc<Core>,
     session: Addr<Session>,
-    address: SocketAddr,
     trace: Trace,
     pace: Pace,
     taken: Taken,
@@ -552,24 +553,23 @@ impl StreamTask {
         Self {
             core,
             session,
-            address,
-            trace: Trace::default(),
+            trace: Trace::from(address),
             pace: Pace::per_second(stanzas, BURST),
             taken: Taken::default(),
             _places: places,
         }
     }
 
-    async fn run(mut self, socket: TcpStream) {
+    async fn run(mut self, socket: TcpStream, kind: Kind, address: SocketAddr) {
         let lane = Rc::clone(&self.core.lane);
         let limit = lane.ingress.config().authentication_timeout();
         let deadline = time::Instant::now() + limit;
-        let (ingress, ip) = (&lane.ingress, self.address.ip());
-        let mut stream = match inbound::secure(socket, ip, ingress, deadline, &mut self.trace).await
-        {
-            Ok(stream) => stream,
-            Err(fault) => return self.report(&fault, None),
-        };
+        let (ingress, trace) = (&lane.ingress, &mut self.trace);
+        let mut stream =
+            match inbound::secure(socket, kind, address, ingress, deadline, trace).await {
+                Ok(stream) => stream,
+                Err(fault) => return self.report(&fault),
+            };
         let served = self.serve(&mut stream, deadline).await;
         self.core.close_back();
         let fault = match served {
@@ -579,29 +579,20 @@ impl StreamTask {
             }
             Err(fault) => fault,
         };
-        let distrust = stream.verdict().as_ref().err();
-        let distrust = distrust.map(ToString::to_string);
-        self.report(&fault, distrust.as_deref());
+        match fault {
+            Fault::Ended | Fault::Disconnected if stream.is_accounted() => {
+                tracing::debug!(trace = ?self.trace, "the peer closed its stream");
+            }
+            _ => self.report(&fault),
+        }
         stream.framed.close_after(&fault).await;
     }
 
-    /// One line about each stream that was refused or failed.
-    fn report(&self, fault: &Fault, certificate: Option<&str>) {
-        let peer = self.trace.peer.as_ref().map(Domain::as_str);
-        let stage = self.trace.stage.as_str();
-        let address = self.address;
-        match fault {
-            Fault::Ended => tracing::debug!(peer, %address, stage, "the peer closed its stream"),
-            Fault::Disconnected if self.trace.stage == Stage::Open => {
-                tracing::debug!(peer, %address, stage, "the peer disconnected");
-            }
-            fault => {
-                self.core.lane.counters.streams_refused.add(1);
-                let error = fault.stream_error();
-                let error = error.map(|error| error.condition().as_str());
-                tracing::info!(peer, %address, stage, error, certificate, reason = %fault, "a stream failed");
-            }
-        }
+    fn report(&self, fault: &Fault) {
+        self.core.lane.counters.streams_refused.add(1);
+        let reason = Explained(fault, self.trace.stage);
+        let outcomes = self.core.lane.ingress.outcomes();
+        outcomes.failed(&self.trace, &reason, fault.stream_error());
     }
 
     /// Reads until the stream ends, or `Ok` when it shall be closed.

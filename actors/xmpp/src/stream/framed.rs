@@ -70,11 +70,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
         self.allowance
     }
 
-    /// The connection, for what is known of it.
-    pub(crate) const fn io(&self) -> &T {
-        &self.io
-    }
-
     /// Expects a stream header again.
     pub(crate) const fn restart(&mut self) {
         self.splitter.restart();

@@ -3,6 +3,8 @@
 //! A peer's certificate is judged as a *server* certificate in both roles: an XMPP server has one
 //! certificate, and public authorities no longer put the client purpose into it.
 
+use std::ops::Range;
+
 use messages::Domain;
 use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use thiserror::Error;
@@ -167,10 +169,14 @@ fn has_name_constraints(certificate: &CertificateDer<'_>) -> bool {
     })
 }
 
-/// When a certificate ends, in seconds since 1970.
-pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
+/// When a certificate is valid, in seconds since 1970.
+pub(crate) fn validity(certificate: &CertificateDer<'_>) -> Option<Range<u64>> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    u64::try_from(parsed.validity().not_after.timestamp()).ok()
+    let validity = parsed.validity();
+    // Certificates may well begin before 1970.
+    let start = u64::try_from(validity.not_before.timestamp()).unwrap_or_default();
+    let end = u64::try_from(validity.not_after.timestamp()).ok()?;
+    Some(start..end)
 }
 
 #[cfg(test)]
@@ -423,9 +429,12 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_certificate() {
+    fn when_a_certificate_is_valid() {
         let root = Authority::root(|_| {});
-        let leaf = root.leaf(|leaf| leaf.not_after = date_time_ymd(2026, 1, 1));
-        assert_eq!(not_after(&leaf), Some(NOW));
+        let leaf = root.leaf(|leaf| {
+            leaf.not_before = date_time_ymd(1960, 1, 1);
+            leaf.not_after = date_time_ymd(2026, 1, 1);
+        });
+        assert_eq!(validity(&leaf), Some(0..NOW));
     }
 }

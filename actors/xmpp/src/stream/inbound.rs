@@ -1,10 +1,11 @@
 //! A stream that a peer opens to us.
 //!
-//! [`secure`] leads it through the clear text and TLS, then [`Inbound`] answers all that is no stanza:
+//! [`secure`] leads it through TLS, and through the clear text before it unless TLS comes at once, then [`Inbound`] answers all that is no stanza:
 //! SASL EXTERNAL, and dialback in the roles of the receiving and of the authoritative server. Dialback
 //! needs no restart, may come at any time and for several domains, so both go on as long as the stream.
 
-use std::net::IpAddr;
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use messages::Domain;
@@ -17,7 +18,8 @@ use tokio_rustls::server::TlsStream;
 use super::external::{self, Refusal};
 use super::framed::Framed;
 use super::outbound::{self, Failure};
-use super::{Fault, Stage, Trace, identity, ns, open_stream};
+use super::tls::{self, Kind};
+use super::{Fault, Stage, Trace, ns, open_stream, proof};
 use crate::Ingress;
 use crate::census::{Origin, Seat};
 use crate::ingress::Served;
@@ -40,40 +42,53 @@ struct Opening {
 /// the connection is closed.
 pub(crate) async fn secure(
     tcp: TcpStream,
-    address: IpAddr,
+    kind: Kind,
+    address: SocketAddr,
     ingress: &Ingress,
     deadline: Instant,
     trace: &mut Trace,
 ) -> Result<Inbound, Fault> {
     let config = ingress.config();
     let limits = config.limits_before_authentication();
-    let mut clear = Framed::new(tcp, limits, config.write_stall());
-    clear.set_allowance(Some(config.bytes_before_authentication_max));
-    let opening = match within(deadline, start_tls(&mut clear, ingress, trace)).await {
-        Ok(opening) => opening,
-        Err(fault) => {
-            clear.close_after(&fault).await;
-            return Err(fault);
+    let (tcp, before, acceptor, allowance) = match kind {
+        Kind::Direct => {
+            let acceptor = ingress.direct_acceptor().ok_or(Fault::Ended)?;
+            let allowance = Some(config.bytes_before_authentication_max);
+            (tcp, None, acceptor, allowance)
+        }
+        Kind::StartTls => {
+            let mut clear = Framed::new(tcp, limits, config.write_stall());
+            clear.set_allowance(Some(config.bytes_before_authentication_max));
+            let opening = match within(deadline, start_tls(&mut clear, ingress, trace)).await {
+                Ok(opening) => opening,
+                Err(fault) => {
+                    clear.close_after(&fault).await;
+                    return Err(fault);
+                }
+            };
+            let served = ingress.served(opening.local.as_str()).ok_or(Fault::Ended)?;
+            let (acceptor, allowance) = (served.acceptor(), clear.allowance());
+            (clear.into_io(), Some(opening), acceptor, allowance)
         }
     };
 
     trace.stage = Stage::Tls;
-    let allowance = clear.allowance();
-    let served = ingress.served(opening.local.as_str()).ok_or(Fault::Ended)?;
-    let handshake = TlsAcceptor::from(served.acceptor()).accept(clear.into_io());
+    let handshake = TlsAcceptor::from(acceptor).accept(tcp);
     let tls = within(deadline, async { Ok(handshake.await?) }).await?;
-    let chain: Vec<CertificateDer<'static>> = tls
-        .get_ref()
-        .1
-        .peer_certificates()
-        .unwrap_or_default()
-        .to_vec();
+    let (_, connection) = tls.get_ref();
+    trace.tls = connection.protocol_version().map(tls::version_name);
+    let chain: Vec<CertificateDer<'static>> =
+        connection.peer_certificates().unwrap_or_default().to_vec();
 
     trace.stage = Stage::Header;
     let mut framed = Framed::new(tls, limits, config.write_stall());
     framed.set_allowance(allowance);
-    let secured = within(deadline, reopen(&mut framed, ingress, &opening, trace)).await;
-    let (peer, id) = match secured {
+    let secured = within(
+        deadline,
+        reopen(&mut framed, ingress, before.as_ref(), trace),
+    )
+    .await;
+    let (local, peer, id) = match secured {
         Ok(secured) => secured,
         Err(fault) => {
             framed.close_after(&fault).await;
@@ -82,13 +97,14 @@ pub(crate) async fn secure(
     };
     trace.stage = Stage::Authentication;
     let verdict = ingress.judge(&chain, &peer);
+    trace.certificate = Some(proof(&verdict));
     let mut stream = Inbound {
         framed,
-        address,
+        address: address.ip(),
         ingress: ingress.clone(),
-        local: opening.local,
+        local,
         offers_external: verdict.is_ok() && ingress.served(peer.as_str()).is_none(),
-        verdict,
+        trace: trace.clone(),
         peer,
         id,
         chain,
@@ -96,6 +112,7 @@ pub(crate) async fn secure(
         challenged: false,
         authenticated: Vec::new(),
         verifying: 0,
+        accounted: false,
         bidirectional: false,
     };
     let mut features = Vec::new();
@@ -150,14 +167,14 @@ async fn start_tls(
 async fn reopen(
     framed: &mut Framed<TlsStream<TcpStream>>,
     ingress: &Ingress,
-    before: &Opening,
+    before: Option<&Opening>,
     trace: &mut Trace,
-) -> Result<(Domain, String), Fault> {
+) -> Result<(Domain, Domain, String), Fault> {
     let mut answer = Vec::new();
-    let opening = open(framed, ingress, Some(before), &mut answer, trace).await?;
+    let opening = open(framed, ingress, before, &mut answer, trace).await?;
     framed.send(&answer).await?;
     match opening.peer {
-        Some(peer) => Ok((peer, opening.id)),
+        Some(peer) => Ok((opening.local, peer, opening.id)),
         None => Err(Fault::refuse(
             StreamCondition::ImproperAddressing,
             "the stream header has no from",
@@ -196,6 +213,7 @@ where
         .and_then(|to| ingress.served(to.as_str()))
         .map(Served::domain);
     let peer = from.as_ref().and_then(|from| from.as_ref().ok());
+    trace.local = local.cloned();
     trace.peer = peer.cloned();
     let unwanted = peer.and_then(|peer| ingress.policy().admit(peer).err());
     open_stream(
@@ -260,8 +278,8 @@ pub(crate) struct Inbound {
     id: String,
     /// What the peer showed in the handshake.
     chain: Vec<CertificateDer<'static>>,
-    /// Whether that proves `peer`.
-    verdict: Result<(), identity::Untrusted>,
+    /// For what is reported before the end.
+    trace: Trace,
     offers_external: bool,
     sasl_attempts: u32,
     /// Whether an empty challenge is unanswered.
@@ -269,6 +287,9 @@ pub(crate) struct Inbound {
     /// The domains the peer has proven to be, each with its seat.
     authenticated: Vec<(Domain, Seat)>,
     verifying: usize,
+    /// Whether its end before authentication needs no report: it only had a key verified, or what it could
+    /// not prove is reported already.
+    accounted: bool,
     /// Whether the peer takes stanzas on this stream (XEP-0288).
     bidirectional: bool,
 }
@@ -306,14 +327,14 @@ impl Verification {
 }
 
 impl Inbound {
+    /// Whether the peer may leave without a report.
+    pub(crate) const fn is_accounted(&self) -> bool {
+        self.accounted || self.is_authenticated()
+    }
+
     /// Whether any domain is authenticated.
     pub(crate) const fn is_authenticated(&self) -> bool {
         !self.authenticated.is_empty()
-    }
-
-    /// Why the peer's certificate did not do, for the log.
-    pub(crate) const fn verdict(&self) -> &Result<(), identity::Untrusted> {
-        &self.verdict
     }
 
     /// Served domain and peer between which stanzas may go back on this stream, once that is settled: the
@@ -435,7 +456,7 @@ impl Inbound {
             id: String::new(),
         };
         let mut answer = Vec::new();
-        let mut trace = Trace::default();
+        let mut trace = self.trace.clone();
         let deadline = Instant::now() + self.ingress.config().authentication_timeout();
         let opened = open(
             &mut self.framed,
@@ -533,25 +554,37 @@ impl Inbound {
                 self.answer_claim(&from, &to, true).await
             }
             Ok(false) => {
-                tracing::info!(peer = %from, "dialback: the authoritative server denies the key");
+                const REASON: &str = "dialback: the authoritative server denies the key";
                 self.answer_claim(&from, &to, false).await?;
-                match self.is_authenticated() || self.verifying > 0 {
-                    true => Ok(()),
-                    false => Err(Fault::refuse(
-                        StreamCondition::NotAuthorized,
-                        "dialback: the authoritative server denies the key",
-                    )),
+                if !self.is_authenticated() && self.verifying == 0 {
+                    return Err(Fault::refuse(StreamCondition::NotAuthorized, REASON));
                 }
+                self.unproven(from, &REASON);
+                Ok(())
             }
             Err(failure) => {
-                tracing::info!(peer = %from, reason = %failure, "dialback: the authoritative server cannot be asked");
                 let (kind, condition) = match failure.is_permanent() {
                     true => (ErrorType::Cancel, Condition::RemoteServerNotFound),
                     false => (ErrorType::Wait, Condition::RemoteServerTimeout),
                 };
-                self.refuse_claim(&from, &to, kind, condition).await
+                self.refuse_claim(&from, &to, kind, condition).await?;
+                let reason =
+                    format!("dialback: the authoritative server cannot be asked: {failure}");
+                self.unproven(from, &reason);
+                Ok(())
             }
         }
+    }
+
+    /// Reports a domain that the peer could not prove, while the stream goes on.
+    fn unproven(&mut self, domain: Domain, reason: &dyn Display) {
+        self.accounted = true;
+        let trace = Trace {
+            peer: Some(domain),
+            stage: Stage::Authentication,
+            ..self.trace.clone()
+        };
+        self.ingress.outcomes().failed(&trace, reason, None);
     }
 
     /// Authoritative server: somebody asks whether a stream is ours.
@@ -580,6 +613,7 @@ impl Inbound {
             ("type", kind),
         ];
         write::empty(&mut answer, "db:verify", &attributes);
+        self.accounted = true;
         self.framed.send(&answer).await
     }
 
@@ -626,13 +660,15 @@ impl Inbound {
         match seat {
             Some(seat) if self.authenticated.len() < config.domains_per_stream_max => {
                 if self.authenticated.is_empty() {
-                    let (_, tls) = self.framed.io().get_ref();
-                    let tls = tls.protocol_version().and_then(|version| version.as_str());
-                    let address = self.address;
-                    tracing::info!(peer = %domain, %address, method, tls, "stream from a peer authenticated");
                     self.framed.set_limits(config.limits());
                     self.framed.set_allowance(None);
                 }
+                self.ingress.outcomes().opened(&Trace {
+                    peer: Some(domain.clone()),
+                    stage: Stage::Open,
+                    method: Some(method),
+                    ..self.trace.clone()
+                });
                 self.authenticated.push((domain, seat));
                 Ok(())
             }

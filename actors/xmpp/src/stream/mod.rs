@@ -19,11 +19,15 @@ pub(crate) mod resolve;
 pub(crate) mod scope;
 pub(crate) mod tls;
 
+use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 
 use messages::Domain;
 use thiserror::Error;
 
+use crate::outcomes::Direction;
+use crate::stream::identity::Untrusted;
 use crate::xml::XmlError;
 use crate::xml::stream_error::{StreamCondition, StreamError};
 use crate::xml::write;
@@ -50,7 +54,7 @@ pub(crate) mod ns {
 #[derive(Debug, Error)]
 pub(crate) enum Fault {
     #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("the peer closed the connection")]
     Disconnected,
     #[error("the peer closed the stream")]
@@ -68,6 +72,16 @@ pub(crate) enum Fault {
     TimedOut(&'static str),
     #[error("the peer did not read what it was sent")]
     Stalled,
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // Many end TLS without a word, and programs that are no servers do.
+            io::ErrorKind::UnexpectedEof => Self::Disconnected,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 impl Fault {
@@ -92,11 +106,34 @@ impl Fault {
     }
 }
 
+/// Why a stream is over, in the words of an operator: what it mostly means, where it can be told.
+#[derive(Debug)]
+pub(crate) struct Explained<'a>(pub(crate) &'a Fault, pub(crate) Stage);
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(fault, stage) = self;
+        match fault {
+            Fault::PeerError(StreamCondition::NotAuthorized)
+                if matches!(stage, Stage::Tls | Stage::Authentication) =>
+            {
+                f.write_str("the peer sent the stream error not-authorized: it does not like our certificate")
+            }
+            Fault::Io(error) => match tls::explain(error) {
+                Some(explained) => f.write_str(explained),
+                None => fault.fmt(f),
+            },
+            fault => fault.fmt(f),
+        }
+    }
+}
+
 /// How far a stream has come, for the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
+    Accept,
+    Resolve,
     Connect,
-    #[default]
     Header,
     StartTls,
     Tls,
@@ -107,6 +144,8 @@ pub(crate) enum Stage {
 impl Stage {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
+            Self::Accept => "accept",
+            Self::Resolve => "resolve",
             Self::Connect => "connect",
             Self::Header => "stream header",
             Self::StartTls => "starttls",
@@ -117,12 +156,62 @@ impl Stage {
     }
 }
 
-/// What is known of a stream when it ends.
-#[derive(Default)]
+/// What is known of a stream, for the log and the operator.
+#[derive(Clone, Debug)]
 pub(crate) struct Trace {
-    /// The domain that the peer says it is.
+    pub(crate) direction: Direction,
+    pub(crate) address: Option<SocketAddr>,
+    /// The served domain.
+    pub(crate) local: Option<Domain>,
+    /// The domain that the peer says it is, or that we want it to be.
     pub(crate) peer: Option<Domain>,
     pub(crate) stage: Stage,
+    /// The version of TLS.
+    pub(crate) tls: Option<&'static str>,
+    /// What the peer's certificate proves.
+    pub(crate) certificate: Option<String>,
+    /// How the opening side proved who it is.
+    pub(crate) method: Option<&'static str>,
+}
+
+/// A stream that a peer opens from an address.
+impl From<SocketAddr> for Trace {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            direction: Direction::In,
+            address: Some(address),
+            local: None,
+            peer: None,
+            stage: Stage::Header,
+            tls: None,
+            certificate: None,
+            method: None,
+        }
+    }
+}
+
+/// A stream that we open from a served domain to a peer.
+impl From<(&Domain, &Domain)> for Trace {
+    fn from((local, peer): (&Domain, &Domain)) -> Self {
+        Self {
+            direction: Direction::Out,
+            address: None,
+            local: Some(local.clone()),
+            peer: Some(peer.clone()),
+            stage: Stage::Resolve,
+            tls: None,
+            certificate: None,
+            method: None,
+        }
+    }
+}
+
+/// What is proven by a certificate, in words.
+pub(crate) fn proof(verdict: &Result<(), Untrusted>) -> String {
+    match verdict {
+        Ok(()) => "valid".to_owned(),
+        Err(untrusted) => untrusted.to_string(),
+    }
 }
 
 /// Appends our stream header.

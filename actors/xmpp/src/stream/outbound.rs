@@ -1,13 +1,14 @@
 //! A stream that we open to a peer: to answer it ([`open`]), or to ask it for a dialback key
 //! ([`verify`]).
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use messages::Domain;
+use rustls::SignatureScheme;
 use rustls::client::{ClientConfig, ResolvesClientCert};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
-use rustls::{AlertDescription, SignatureScheme};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -19,36 +20,31 @@ use super::framed::Framed;
 use super::identity::{self, Untrusted};
 use super::limits::PeerLimits;
 use super::resolve::{ResolveError, Security};
-use super::{Fault, Stage, external, ns, open_stream};
+use super::{Explained, Fault, Stage, Trace, external, ns, open_stream, proof, tls};
 use crate::Ingress;
 use crate::jid::{self, Host};
 use crate::xml::header::StreamHeader;
 use crate::xml::stream_error::StreamCondition;
 use crate::xml::{Element, write};
 
-/// The application protocol of direct TLS (XEP-0368 §5).
-const ALPN: &[u8] = b"xmpp-server";
-
 /// Why there is no stream. The text is for the operator's log.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
     #[error("{0}")]
     Resolve(#[from] ResolveError),
-    #[error("{}: {fault}", stage.as_str())]
+    #[error("{}", Explained(fault, *stage))]
     Stream { stage: Stage, fault: Fault },
-    #[error("starttls: it does not offer STARTTLS, which has to be switched on there")]
+    #[error("it does not offer STARTTLS, which has to be switched on there")]
     NoStartTls,
-    #[error("starttls: it answered with failure, which mostly means a certificate problem there")]
+    #[error("it answered STARTTLS with failure, which mostly means a certificate problem there")]
     StartTlsFailed,
-    #[error(
-        "authentication: peer offered neither EXTERNAL nor dialback: it does not like our certificate"
-    )]
+    #[error("peer offered neither EXTERNAL nor dialback: it does not like our certificate")]
     NoMethod,
-    #[error("tls: {0}, and xmpp.require_certificates is set")]
+    #[error("{0}, and xmpp.require_certificates is set")]
     Untrusted(Untrusted),
-    #[error("authentication: it refuses our certificate, with the stream error not-authorized")]
+    #[error("the peer sent the stream error not-authorized: it does not like our certificate")]
     CertificateRefused,
-    #[error("authentication: it answered our dialback key with {0}")]
+    #[error("it answered our dialback key with {0}")]
     Dialback(&'static str),
     #[error("it was silent before it offered a way to authenticate")]
     Silent,
@@ -59,6 +55,18 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// How far the stream came, where that says more than what was reached before.
+    const fn stage(&self) -> Option<Stage> {
+        match self {
+            Self::Resolve(_) => Some(Stage::Resolve),
+            Self::Stream {
+                stage: Stage::Connect,
+                ..
+            } => Some(Stage::Connect),
+            _ => None,
+        }
+    }
+
     fn at(stage: Stage) -> impl FnOnce(Fault) -> Self {
         move |fault| Self::Stream { stage, fault }
     }
@@ -70,27 +78,13 @@ impl Failure {
 
     /// Whether the peer's TLS refused our certificate. In TLS 1.3 that is told after the handshake.
     fn is_certificate_alert(&self) -> bool {
-        let Self::Stream {
-            fault: Fault::Io(error),
-            ..
-        } = self
-        else {
-            return false;
-        };
-        let tls = error.get_ref().and_then(|error| error.downcast_ref());
-        matches!(
-            tls,
-            Some(rustls::Error::AlertReceived(
-                AlertDescription::AccessDenied
-                    | AlertDescription::BadCertificate
-                    | AlertDescription::CertificateExpired
-                    | AlertDescription::CertificateRevoked
-                    | AlertDescription::CertificateUnknown
-                    | AlertDescription::DecryptError
-                    | AlertDescription::UnknownCA
-                    | AlertDescription::UnsupportedCertificate
-            ))
-        )
+        match self {
+            Self::Stream {
+                fault: Fault::Io(error),
+                ..
+            } => tls::is_certificate_alert(error),
+            _ => false,
+        }
     }
 
     /// Whether another target of the same domain may do better. A server that is there and refuses us is
@@ -149,7 +143,7 @@ struct Secured {
     header: StreamHeader,
     features: Element,
     /// Whether the certificate proves that the peer is who we wanted.
-    verdict: Result<(), Untrusted>,
+    proven: bool,
     /// Whether the peer was told that it may send on this stream.
     bidirectional: bool,
 }
@@ -157,10 +151,8 @@ struct Secured {
 /// An authenticated stream.
 pub(crate) struct Opened {
     pub(crate) framed: Connection,
-    /// Whether the peer's certificate proves the peer; dialback alone proves less.
-    pub(crate) verdict: Result<(), Untrusted>,
     /// How we authenticated.
-    pub(crate) method: &'static str,
+    method: &'static str,
     pub(crate) limits: PeerLimits,
     /// Whether the peer may send on it (XEP-0288).
     pub(crate) bidirectional: bool,
@@ -188,20 +180,40 @@ pub(crate) async fn open(
     local: &Domain,
     remote: &Domain,
 ) -> Result<Opened, Failure> {
-    on_each_target(ingress, remote, async |reached| {
+    let trace = RefCell::new(Trace::from((local, remote)));
+    let attempt = async |reached, approach| {
+        authenticated(ingress, local, remote, reached, approach, &trace).await
+    };
+    let opened = on_each_target(ingress, remote, async |reached: Reached| {
         let target = reached.target.clone();
-        match authenticated(ingress, local, remote, reached, Approach::Any).await? {
+        match attempt(reached, Approach::Any).await? {
             Attempt::Done(opened) => return Ok(*opened),
             Attempt::RefusedAndEnded => {}
         }
         let limit = ingress.config().connect_timeout();
         let reached = reach(ingress.resolver(), target, limit).await?;
-        match authenticated(ingress, local, remote, reached, Approach::DialbackOnly).await? {
+        match attempt(reached, Approach::DialbackOnly).await? {
             Attempt::Done(opened) => Ok(*opened),
             Attempt::RefusedAndEnded => Err(Failure::NoMethod),
         }
     })
-    .await
+    .await;
+    let mut trace = trace.into_inner();
+    match &opened {
+        Ok(opened) => {
+            trace.stage = Stage::Open;
+            trace.method = Some(opened.method);
+            ingress.outcomes().opened(&trace);
+        }
+        Err(failure) => {
+            if let Some(stage) = failure.stage() {
+                trace = Trace::from((local, remote));
+                trace.stage = stage;
+            }
+            ingress.outcomes().failed(&trace, failure, None);
+        }
+    }
+    opened
 }
 
 /// Asks the server of `remote` whether it made `key` for the stream `id` that somebody opened to us as
@@ -215,7 +227,8 @@ pub(crate) async fn verify(
 ) -> Result<bool, Failure> {
     let asked = async |reached, approach| {
         let asked = async {
-            let mut secured = secure(ingress, local, remote, reached, approach).await?;
+            let trace = RefCell::new(Trace::from((local, remote)));
+            let mut secured = secure(ingress, local, remote, reached, approach, &trace).await?;
             let answered = ask(&mut secured.framed, local, remote, id, key).await;
             // Not waited for: the answer is what counts.
             actix_rt::spawn(secured.framed.close(None));
@@ -271,9 +284,10 @@ async fn authenticated(
     remote: &Domain,
     reached: Reached,
     approach: Approach,
+    trace: &RefCell<Trace>,
 ) -> Result<Attempt, Failure> {
     let negotiated = async {
-        match secure(ingress, local, remote, reached, approach).await {
+        match secure(ingress, local, remote, reached, approach, trace).await {
             Ok(secured) => authenticate(ingress, local, remote, secured, approach).await,
             Err(failure) if approach == Approach::Any && failure.is_certificate_alert() => {
                 Ok(Attempt::RefusedAndEnded)
@@ -293,8 +307,14 @@ async fn secure(
     remote: &Domain,
     reached: Reached,
     approach: Approach,
+    trace: &RefCell<Trace>,
 ) -> Result<Secured, Failure> {
     let Reached { target, tcp } = reached;
+    note(trace, Stage::Header, |trace| {
+        trace.address = tcp.peer_addr().ok();
+        trace.tls = None;
+        trace.certificate = None;
+    });
     let secured = async {
         let served = ingress.served(local.as_str()).ok_or(Failure::NotServed)?;
         let connector = match approach {
@@ -304,18 +324,21 @@ async fn secure(
         let connector = TlsConnector::from(connector);
         let tcp = match target.security {
             Security::Direct => tcp,
-            Security::StartTls => start_tls(ingress, local, remote, tcp).await?,
+            Security::StartTls => start_tls(ingress, local, remote, tcp, trace).await?,
         };
         let host = Host::of(remote).map_err(|_| ResolveError::NotFound)?;
         let name = identity::server_name(&host).ok_or(ResolveError::NotFound)?;
+        note(trace, Stage::Tls, |_| {});
         let handshake = match target.security {
-            Security::Direct => connector.with_alpn(vec![ALPN.to_vec()]).connect(name, tcp),
+            Security::Direct => connector
+                .with_alpn(vec![tls::ALPN.to_vec()])
+                .connect(name, tcp),
             Security::StartTls => connector.connect(name, tcp),
         };
         let tls = handshake
             .await
             .map_err(|error| Failure::at(Stage::Tls)(error.into()))?;
-        greet(ingress, local, remote, tls).await
+        greet(ingress, local, remote, tls, trace).await
     };
     timeout(ingress.config().connect_timeout(), secured)
         .await
@@ -328,12 +351,14 @@ async fn start_tls(
     local: &Domain,
     remote: &Domain,
     tcp: TcpStream,
+    trace: &RefCell<Trace>,
 ) -> Result<TcpStream, Failure> {
     let config = ingress.config();
     let mut clear = Framed::new(tcp, config.limits(), config.write_stall());
     let (_, features) = hello(&mut clear, local, remote)
         .await
         .map_err(Failure::at(Stage::Header))?;
+    note(trace, Stage::StartTls, |_| {});
     if features.child("starttls", ns::TLS).is_none() {
         clear.close(None).await;
         return Err(Failure::NoStartTls);
@@ -357,15 +382,18 @@ async fn greet(
     local: &Domain,
     remote: &Domain,
     tls: TlsStream<TcpStream>,
+    trace: &RefCell<Trace>,
 ) -> Result<Secured, Failure> {
     let config = ingress.config();
-    let chain: Vec<CertificateDer<'static>> = tls
-        .get_ref()
-        .1
-        .peer_certificates()
-        .unwrap_or_default()
-        .to_vec();
+    let (_, connection) = tls.get_ref();
+    let version = connection.protocol_version().map(tls::version_name);
+    let chain: Vec<CertificateDer<'static>> =
+        connection.peer_certificates().unwrap_or_default().to_vec();
     let verdict = ingress.judge(&chain, remote);
+    note(trace, Stage::Authentication, |trace| {
+        trace.tls = version;
+        trace.certificate = Some(proof(&verdict));
+    });
     if let (true, Err(untrusted)) = (config.require_certificates, &verdict) {
         return Err(Failure::Untrusted(untrusted.clone()));
     }
@@ -381,7 +409,7 @@ async fn greet(
         framed,
         header,
         features,
-        verdict,
+        proven: verdict.is_ok(),
         bidirectional: false,
     })
 }
@@ -404,6 +432,13 @@ impl ResolvesClientCert for NoCertificate {
     fn has_certs(&self) -> bool {
         false
     }
+}
+
+/// Notes how far a stream came and what is known of it now.
+fn note(trace: &RefCell<Trace>, stage: Stage, add: impl FnOnce(&mut Trace)) {
+    let mut trace = trace.borrow_mut();
+    trace.stage = stage;
+    add(&mut trace);
 }
 
 /// Sends our header; takes the peer's and its features.
@@ -492,7 +527,7 @@ impl Secured {
     /// us to it, not it to us.
     async fn invite(&mut self) -> Result<(), Fault> {
         let offered = self.features.child("bidi", ns::BIDI_FEATURE).is_some();
-        self.bidirectional = offered && self.verdict.is_ok();
+        self.bidirectional = offered && self.proven;
         if self.bidirectional {
             let request = b"<bidi xmlns='urn:xmpp:bidi'/>";
             self.framed.send(request).await?;
@@ -505,7 +540,6 @@ impl Secured {
         let limits = features.map(PeerLimits::of).unwrap_or_default();
         Attempt::Done(Box::new(Opened {
             framed: self.framed,
-            verdict: self.verdict,
             method,
             bidirectional: self.bidirectional,
             limits: limits.or(PeerLimits::of(&self.features)),

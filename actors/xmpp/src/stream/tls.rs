@@ -5,21 +5,29 @@
 //! the handshake would also end the streams that dialback could save.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientConfig, Resumption};
+use rustls::client::{ClientConfig, ResolvesClientCert, Resumption};
 use rustls::crypto::{WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{DigitallySignedStruct, DistinguishedName, InconsistentKeys, SignatureScheme};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    AlertDescription, DigitallySignedStruct, DistinguishedName, InconsistentKeys, ProtocolVersion,
+    SignatureScheme, SupportedProtocolVersion, version,
+};
 
 use super::possession::{verify_tls12_signature, verify_tls13_signature};
-use crate::Error;
+use crate::{Error, TlsVersion};
+
+/// What streams between servers are called in the handshake (XEP-0368 §2).
+pub(crate) const ALPN: &[u8] = b"xmpp-server";
 
 /// The signature algorithms of certificates and handshakes.
 pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
@@ -40,7 +48,7 @@ pub(crate) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 /// Reads a domain's certificate and key and checks that they belong together.
-pub(crate) fn credentials(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Error> {
+pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Error> {
     let chain = certificates(certificate)?;
     let pem = read(key)?;
     let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| Error::NotPem {
@@ -48,7 +56,7 @@ pub(crate) fn credentials(certificate: &Path, key: &Path) -> Result<Arc<Certifie
         wanted: "private key",
     })?;
     match CertifiedKey::from_der(chain, private, &ring::default_provider()) {
-        Ok(credentials) => Ok(Arc::new(credentials)),
+        Ok(pair) => Ok(Arc::new(pair)),
         Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
             Err(Error::KeyMismatch {
                 key: key.to_owned(),
@@ -69,38 +77,142 @@ fn read(file: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// The certificates of the served domains, by A-label.
-pub(crate) type Certificates = HashMap<String, Arc<CertifiedKey>>;
+/// The certificate and key that a served domain shows in both directions. What is replaced here is shown
+/// in the next handshake; streams that are open keep what they have.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials(Arc<ArcSwap<CertifiedKey>>);
 
-/// For streams that peers open to the domain of `fallback`: its certificate is shown unless the peer
-/// asks for another served domain by SNI, which jabberd2 and Prosody never do.
+impl Credentials {
+    pub(crate) fn new(pair: Arc<CertifiedKey>) -> Self {
+        Self(Arc::new(ArcSwap::new(pair)))
+    }
+
+    pub(crate) fn get(&self) -> Arc<CertifiedKey> {
+        self.0.load_full()
+    }
+
+    pub(crate) fn replace(&self, pair: Arc<CertifiedKey>) {
+        self.0.store(pair);
+    }
+}
+
+/// The credentials of the served domains, by A-label.
+pub(crate) type Certificates = HashMap<String, Credentials>;
+
+/// How TLS comes onto a stream that a peer opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// After a request in clear text (RFC 6120 §5).
+    StartTls,
+    /// At once (XEP-0368).
+    Direct,
+}
+
+static FROM_1_2: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
+static FROM_1_3: [&SupportedProtocolVersion; 1] = [&version::TLS13];
+
+fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    match min {
+        TlsVersion::V1_2 => &FROM_1_2,
+        TlsVersion::V1_3 => &FROM_1_3,
+    }
+}
+
+/// A version as people write it.
+pub(crate) const fn version_name(version: ProtocolVersion) -> &'static str {
+    match version {
+        ProtocolVersion::TLSv1_2 => "1.2",
+        ProtocolVersion::TLSv1_3 => "1.3",
+        _ => "unknown",
+    }
+}
+
+/// Whether the peer refused our certificate by an alert.
+pub(crate) fn is_certificate_alert(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(
+        error,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::AccessDenied
+                | AlertDescription::BadCertificate
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::DecryptError
+                | AlertDescription::UnknownCA
+                | AlertDescription::UnsupportedCertificate
+        ))
+    )
+}
+
+/// What a failed handshake means, where it can be told.
+pub(crate) fn explain(error: &io::Error) -> Option<&'static str> {
+    if is_certificate_alert(error) {
+        return Some("the peer ended the TLS handshake: it does not like our certificate");
+    }
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(match error {
+        rustls::Error::AlertReceived(alert) => match alert {
+            AlertDescription::HandshakeFailure
+            | AlertDescription::InsufficientSecurity
+            | AlertDescription::ProtocolVersion => {
+                "the peer ended the TLS handshake: it has no version of TLS or no cipher in common with us"
+            }
+            AlertDescription::UnrecognisedName => {
+                "the peer ended the TLS handshake: it does not serve the domain we asked for"
+            }
+            _ => return None,
+        },
+        rustls::Error::PeerIncompatible(_) => {
+            "the peer has no version of TLS or no cipher in common with us"
+        }
+        rustls::Error::NoApplicationProtocol => {
+            "the peer did not offer the protocol xmpp-server: it is a client or another program"
+        }
+        rustls::Error::InvalidMessage(_) => "the peer did not speak TLS",
+        _ => return None,
+    })
+}
+
+/// For streams that peers open. The certificate is the one of the served domain that the peer asks for
+/// by SNI, and the one of `fallback` if it asks for none, as jabberd2 and Prosody do behind STARTTLS.
+///
+/// With direct TLS, a peer that offers protocols by ALPN must offer ours. Behind STARTTLS none is
+/// selected, whatever is offered.
 pub(crate) fn acceptor(
+    kind: Kind,
+    min: TlsVersion,
     certificates: &Arc<Certificates>,
-    fallback: &Arc<CertifiedKey>,
+    fallback: &Credentials,
 ) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(versions(min))?
         .with_client_cert_verifier(Arc::new(AnyCertificate(algorithms())))
         .with_cert_resolver(Arc::new(ByName {
             certificates: Arc::clone(certificates),
-            fallback: Arc::clone(fallback),
+            fallback: fallback.clone(),
         }));
     // Streams between servers are few and long: resumption would only add state.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    if kind == Kind::Direct {
+        config.alpn_protocols = vec![ALPN.to_vec()];
+    }
     Ok(Arc::new(config))
 }
 
 /// For streams that we open in the name of the domain of `credentials`.
-pub(crate) fn connector(credentials: &Arc<CertifiedKey>) -> Result<Arc<ClientConfig>, Error> {
+pub(crate) fn connector(
+    min: TlsVersion,
+    credentials: &Credentials,
+) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(ring::default_provider());
-    let own = SingleCertAndKey::from(CertifiedKey::clone(credentials));
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(versions(min))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(algorithms())))
-        .with_client_cert_resolver(Arc::new(own));
+        .with_client_cert_resolver(Arc::new(credentials.clone()));
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
@@ -108,7 +220,7 @@ pub(crate) fn connector(credentials: &Arc<CertifiedKey>) -> Result<Arc<ClientCon
 #[derive(Debug)]
 struct ByName {
     certificates: Arc<Certificates>,
-    fallback: Arc<CertifiedKey>,
+    fallback: Credentials,
 }
 
 impl ResolvesServerCert for ByName {
@@ -116,7 +228,18 @@ impl ResolvesServerCert for ByName {
         let named = hello
             .server_name()
             .and_then(|name| self.certificates.get(&name.to_ascii_lowercase()));
-        Some(Arc::clone(named.unwrap_or(&self.fallback)))
+        Some(named.unwrap_or(&self.fallback).get())
+    }
+}
+
+/// Shown whatever authorities the peer hints at: it may take dialback instead.
+impl ResolvesClientCert for Credentials {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.get())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 

@@ -11,6 +11,7 @@
 mod attacks;
 mod bidi;
 mod component;
+mod diagnosis;
 mod dialback;
 mod drain;
 mod external;
@@ -21,5 +22,7 @@ mod lasting;
 mod limits;
 mod peer;
 mod refusals;
+mod renewal;
 mod returning;
+mod tls;
 mod world;

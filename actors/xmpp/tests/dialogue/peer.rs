@@ -167,6 +167,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
         rest
     }
 
+    /// The connection ends, after whatever comes before.
+    #[track_caller]
+    pub(crate) fn closed(&mut self) -> impl Future<Output = ()> + '_ {
+        let caller = Location::caller();
+        async move {
+            loop {
+                self.unread.clear();
+                match timeout(PATIENCE, self.io.read_buf(&mut self.unread)).await {
+                    Ok(Ok(0) | Err(_)) => return,
+                    Ok(Ok(_)) => {}
+                    Err(_) => panic!("{caller}: the connection does not end"),
+                }
+            }
+        }
+    }
+
     /// Whether anything comes before the connection ends.
     pub(crate) async fn is_answered(&mut self) -> bool {
         match timeout(PATIENCE, self.io.read_buf(&mut self.unread)).await {
@@ -368,6 +384,30 @@ pub(crate) async fn answer_external(home: &TcpListener, world: &World) -> Callee
     let mut answered = answer(home, world, &identity, "out-1", OFFER_EXTERNAL).await;
     accept_external(&mut answered.peer).await;
     answered.peer
+}
+
+/// The certificate that the service showed to a caller.
+pub(crate) fn shown(peer: &Caller) -> Vec<u8> {
+    let (_, connection) = peer.io.get_ref();
+    connection.peer_certificates().unwrap()[0].to_vec()
+}
+
+/// The certificate that the service showed on a stream of its own.
+pub(crate) fn shown_by_service(peer: &Callee) -> Vec<u8> {
+    let (_, connection) = peer.io.get_ref();
+    connection.peer_certificates().unwrap()[0].to_vec()
+}
+
+/// The protocol that the service selected.
+pub(crate) fn alpn(peer: &Caller) -> Option<String> {
+    let (_, connection) = peer.io.get_ref();
+    let protocol = connection.alpn_protocol()?;
+    Some(String::from_utf8(protocol.to_vec()).unwrap())
+}
+
+pub(crate) fn version(peer: &Caller) -> rustls::ProtocolVersion {
+    let (_, connection) = peer.io.get_ref();
+    connection.protocol_version().unwrap()
 }
 
 /// The name and the protocol that the service asked for in the handshake.

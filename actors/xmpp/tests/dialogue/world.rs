@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Context, Handler, Recipient};
 use messages::{
-    Drain, Drained, NodeId, Probe, PublishBatch, PushOutcome, Register, Registered, RegistryError,
-    Removed, Secret, Unregister,
+    Clock, Drain, Drained, NodeId, Probe, PublishBatch, PushOutcome, Register, Registered,
+    RegistryError, Removed, Secret, Unregister,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -17,14 +17,16 @@ use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, ServerConfig, SupportedP
 use tempfile::TempDir;
 use testkit::Collector;
 use tokio::net::TcpListener;
-use xmpp::{Config, DomainConfig, HostOverride, Ingress, egress, gate, listener};
+use xmpp::{
+    Config, DomainConfig, HostOverride, Ingress, certificates, egress, gate, listener, outcomes,
+};
 
 /// A certificate with its key.
 #[derive(Clone)]
 pub(crate) struct Identity {
     pub(crate) certificate_pem: String,
     pub(crate) key_pem: String,
-    chain: Vec<CertificateDer<'static>>,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
     key: Vec<u8>,
 }
 
@@ -83,6 +85,8 @@ pub(crate) struct World {
     authority: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
     hosts: Vec<HostOverride>,
+    /// What the certificates are looked at by.
+    pub(crate) clock: Clock,
 }
 
 pub(crate) fn parameters(names: &[&str]) -> CertificateParams {
@@ -113,6 +117,7 @@ impl World {
             root: root.der().clone(),
             authority: Issuer::new(parameters, key),
             hosts: Vec::new(),
+            clock: Clock::system(),
         }
     }
 
@@ -167,6 +172,9 @@ impl World {
     pub(crate) fn config(&self) -> Config {
         Config {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            listen_tls: vec!["127.0.0.1:0".parse().unwrap()],
+            // Tests say when to look.
+            certificate_check_seconds: 3600,
             system_roots: false,
             ca_files: vec![self.path("authority.crt")],
             dialback_secret_file: self.path("dialback.secret"),
@@ -207,6 +215,8 @@ impl World {
         let ingress = Ingress::prepare(config, &domains, "1.2.3").unwrap();
         let sockets = listener::bind(config).unwrap();
         let address = sockets[0].local_addr().unwrap();
+        let address_tls = sockets[1].local_addr().unwrap();
+        let certificates = certificates::start(&ingress, self.clock.clone());
         let published = Collector::start();
         let registry = Registry.start();
         let publish = publish.unwrap_or_else(|| published.recipient());
@@ -230,6 +240,9 @@ impl World {
         let listener = listener::start(&ingress, sockets, vec![gate.clone()]);
         Service {
             address,
+            address_tls,
+            certificates,
+            outcomes: outcomes::start(&ingress),
             published,
             listener,
             gate,
@@ -237,7 +250,7 @@ impl World {
         }
     }
 
-    fn roots(&self) -> RootCertStore {
+    pub(crate) fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();
         roots
@@ -302,6 +315,10 @@ fn extension(path: &Path) -> String {
 /// The service under test.
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
+    /// Where TLS comes at once.
+    pub(crate) address_tls: SocketAddr,
+    pub(crate) certificates: certificates::Handles,
+    pub(crate) outcomes: outcomes::Handles,
     pub(crate) published: Collector<PublishBatch>,
     pub(crate) listener: listener::Handles,
     pub(crate) gate: gate::Handles,
@@ -320,7 +337,13 @@ impl Service {
 
     pub(crate) async fn count(&self, name: &str) -> u64 {
         let mut counters = Vec::new();
-        for probe in [&self.listener.probe, &self.gate.probe, &self.egress.probe] {
+        for probe in [
+            &self.listener.probe,
+            &self.gate.probe,
+            &self.egress.probe,
+            &self.certificates.probe,
+            &self.outcomes.probe,
+        ] {
             counters.extend(probe.send(Probe).await.unwrap().counters);
         }
         let counter = counters.iter().find(|(known, _)| *known == name);
