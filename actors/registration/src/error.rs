@@ -64,6 +64,26 @@ pub enum Error {
         /// What the system says.
         source: io::Error,
     },
+    /// The configured directory is something else.
+    #[error(
+        "the store {path} is no directory: move away what is there and restore the store from a \
+         backup, or correct registration.path"
+    )]
+    StoreNotDirectory {
+        /// The configured directory.
+        path: PathBuf,
+    },
+    /// The key of a store is there, the store is not.
+    #[error(
+        "the key file {key_file} is there but its store in {path} is not, or not whole: mount its \
+         volume or restore it from a backup; to begin anew without any registration, move both away"
+    )]
+    StoreMissing {
+        /// The configured directory.
+        path: PathBuf,
+        /// The key file that belongs to a store.
+        key_file: PathBuf,
+    },
     /// Others than the owner have access to the store.
     #[error("the store directory {path} is open to others: run chmod 700 on it")]
     StoreExposed {
@@ -125,6 +145,9 @@ pub enum Fault {
     /// The files are damaged.
     #[error("its files are damaged")]
     Corruption,
+    /// The file with the data is not there.
+    #[error("its data file is missing")]
+    Missing,
     /// The files were made with other settings.
     #[error("its files were made with other settings")]
     Unsupported,

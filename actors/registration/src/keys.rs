@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use messages::{BareJid, RegistrationKey, redacted_debug};
 use ring::hmac;
@@ -54,23 +54,46 @@ impl MasterKey {
         }
     }
 
-    /// Makes a key and writes it so that a crash leaves either no key file or a whole one. The caller
-    /// has made sure that there is none.
-    pub(crate) fn create(path: &Path) -> Result<Self, Error> {
+    /// Makes a new key.
+    pub(crate) fn generate() -> Result<Self, Error> {
         let mut key = Zeroizing::new([0; MASTER_BYTES]);
         fill(key.as_mut_slice())?;
-        write_durably(path, key.as_slice()).map_err(|source| Error::KeyFile {
-            path: path.into(),
-            source,
-        })?;
         Ok(Self(key))
     }
+
+    /// Writes the key durably beside the key file, which [`Self::publish`] makes of it once the store of
+    /// this key is complete: a key file says that there is such a store.
+    pub(crate) fn prepare(&self, path: &Path) -> Result<(), Error> {
+        write_durably(path, self.0.as_slice()).map_err(|source| Error::KeyFile {
+            path: path.into(),
+            source,
+        })
+    }
+
+    /// The key that a first start has prepared, if that start was cut short before it was published.
+    pub(crate) fn prepared(path: &Path) -> Option<Self> {
+        Self::load(&unfinished(path)).ok().flatten()
+    }
+
+    /// Turns the prepared key into the key file.
+    pub(crate) fn publish(path: &Path) -> Result<(), Error> {
+        fs::rename(unfinished(path), path)
+            .and_then(|()| File::open(parent(path))?.sync_all())
+            .map_err(|source| Error::KeyFile {
+                path: path.into(),
+                source,
+            })
+    }
+}
+
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("unfinished")
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = parent(path);
     create_private(directory)?;
-    let unfinished = path.with_extension("unfinished");
+    let unfinished = unfinished(path);
     match fs::remove_file(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -82,7 +105,6 @@ fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .open(&unfinished)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&unfinished, path)?;
     File::open(directory)?.sync_all()
 }
 
@@ -233,7 +255,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("below").join("registration.key");
         assert!(MasterKey::load(&path).unwrap().is_none());
-        let created = MasterKey::create(&path).unwrap();
+        let created = MasterKey::generate().unwrap();
+        created.prepare(&path).unwrap();
+        assert!(MasterKey::load(&path).unwrap().is_none());
+        let prepared = MasterKey::prepared(&path).unwrap();
+        assert_eq!(created.0, prepared.0);
+        MasterKey::publish(&path).unwrap();
         let loaded = MasterKey::load(&path).unwrap().unwrap();
         assert_eq!(created.0, loaded.0);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
@@ -248,7 +275,8 @@ mod tests {
     fn an_exposed_or_cut_key_file_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registration.key");
-        MasterKey::create(&path).unwrap();
+        MasterKey::generate().unwrap().prepare(&path).unwrap();
+        MasterKey::publish(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(
             MasterKey::load(&path),

@@ -14,7 +14,7 @@ use crate::store::RegistrationStore;
 use crate::store::sled::{self, SledStore};
 use crate::touches::Touches;
 use crate::writer::{Counters, Writer, lock};
-use crate::{Config, Error};
+use crate::{Config, Error, Fault};
 
 /// The open registration store. Clones are cheap and share it; the directory is released when the last
 /// one is dropped.
@@ -59,25 +59,28 @@ pub struct Description {
 }
 
 impl Registrations {
-    /// Opens the store, or creates store and key at the first start. Blocks for disk and recovery.
+    /// Opens the store, or creates store and key at the first start, which goes on where an earlier one
+    /// was cut short. Blocks for disk and recovery.
     ///
     /// # Errors
     /// Every [`Error`] that says what an operator has to do. Nothing is deleted or replaced because of
-    /// one: a store with data is never given a new key.
+    /// one: a store with data is never given a new key, and a key is never given a new store.
     pub fn open(config: &Config, clock: Clock) -> Result<Self, Error> {
         if let Some(finding) = config.findings().into_iter().next() {
             return Err(finding);
         }
         let key = MasterKey::load(&config.key_file)?;
+        let has_key = key.is_some();
+        let is_first_start = is_first_start(config, has_key)?;
         let store = SledStore::open(&config.path, config.cache_bytes)?;
-        let keys = match (store.key_check()?, key) {
-            (Some(check), key) => keys_of(config, key, &check)?,
-            (None, Some(key)) => Keys::derive(&key),
-            // Durable before the store refers to it.
-            (None, None) => Keys::derive(&MasterKey::create(&config.key_file)?),
+        let keys = if is_first_start {
+            begin(config, &store)?
+        } else {
+            keys_of(config, key, &store)?
         };
-        if !SledStore::is_complete(&config.path) {
-            store.initialise(&config.path, keys.check())?;
+        if !has_key {
+            // Last, because from now on a store that is missing is a loss.
+            MasterKey::publish(&config.key_file)?;
         }
         Ok(Self::new(config, clock, Arc::new(store), keys))
     }
@@ -156,47 +159,61 @@ pub fn inspect(config: &Config) -> Vec<Error> {
     if !findings.is_empty() {
         return findings;
     }
-    let key_there = match MasterKey::load(&config.key_file) {
-        Ok(Some(_)) => true,
-        Ok(None) => false,
-        Err(finding) => {
-            findings.push(finding);
-            true
-        }
-    };
-    let store_there = sled::exists(&config.path);
-    if store_there && findings.is_empty() {
-        findings.extend(inspect_store(config).err());
-    }
-    if !store_there {
-        findings.extend(inspect_directory(&config.path).err());
-    }
-    if !store_there && !key_there {
-        let directory = parent(&config.key_file);
-        findings.extend(writable(directory).err().map(|source| Error::KeyFile {
-            path: config.key_file.clone(),
-            source,
-        }));
-    }
+    look(config, &mut findings).unwrap_or_else(|finding| findings.push(finding));
     findings
 }
 
-fn inspect_store(config: &Config) -> Result<(), Error> {
-    let store = SledStore::open(&config.path, config.cache_bytes)?;
-    if let Some(check) = store.key_check()? {
-        keys_of(config, MasterKey::load(&config.key_file)?, &check)?;
+fn look(config: &Config, findings: &mut Vec<Error>) -> Result<(), Error> {
+    let key = MasterKey::load(&config.key_file)?;
+    if !is_first_start(config, key.is_some())? {
+        let store = SledStore::open(&config.path, config.cache_bytes)?;
+        return keys_of(config, key, &store).map(drop);
     }
-    Ok(())
-}
-
-fn inspect_directory(path: &Path) -> Result<(), Error> {
-    if path.exists() {
-        sled::check_files(path)?;
+    let directory = parent(&config.key_file);
+    findings.extend(writable(directory).err().map(|source| Error::KeyFile {
+        path: config.key_file.clone(),
+        source,
+    }));
+    if sled::exists(&config.path) {
+        let store = SledStore::open(&config.path, config.cache_bytes)?;
+        return check_empty(config, &store);
     }
-    writable(path).map_err(|source| Error::StoreDirectory {
-        path: path.into(),
+    if config.path.exists() {
+        sled::check_files(&config.path)?;
+    }
+    writable(&config.path).map_err(|source| Error::StoreDirectory {
+        path: config.path.clone(),
         source,
     })
+}
+
+/// Whether neither a key nor a whole store is there yet.
+fn is_first_start(config: &Config, has_key: bool) -> Result<bool, Error> {
+    match (SledStore::is_complete(&config.path)?, has_key) {
+        (false, true) => Err(Error::StoreMissing {
+            path: config.path.clone(),
+            key_file: config.key_file.clone(),
+        }),
+        (complete, _) => Ok(!complete),
+    }
+}
+
+/// Gives an empty store its key. The key is durable before the store refers to it.
+fn begin(config: &Config, store: &SledStore) -> Result<Keys, Error> {
+    check_empty(config, store)?;
+    let key = MasterKey::generate()?;
+    key.prepare(&config.key_file)?;
+    let keys = Keys::derive(&key);
+    store.initialise(&config.path, keys.check())?;
+    Ok(keys)
+}
+
+fn check_empty(config: &Config, store: &SledStore) -> Result<(), Error> {
+    if store.is_empty() {
+        Ok(())
+    } else {
+        Err(key_missing(config))
+    }
 }
 
 /// Fails unless a directory, or the nearest one above it that exists, takes new files.
@@ -206,16 +223,98 @@ fn writable(directory: &Path) -> io::Result<()> {
     tempfile::tempfile_in(nearest.unwrap_or(Path::new("."))).map(drop)
 }
 
-/// The keys, if they are those that the store was written with.
-fn keys_of(config: &Config, key: Option<MasterKey>, check: &[u8]) -> Result<Keys, Error> {
-    let (path, store) = (config.key_file.clone(), config.path.clone());
-    let Some(key) = key else {
-        return Err(Error::KeyFileMissing { path, store });
-    };
-    let keys = Keys::derive(&key);
-    if keys.check() == check {
-        Ok(keys)
-    } else {
-        Err(Error::KeyFileMismatch { path, store })
+/// The keys, if they are those that the store was written with. Without a key file they may be those that
+/// a first start has prepared.
+fn keys_of(config: &Config, key: Option<MasterKey>, store: &SledStore) -> Result<Keys, Error> {
+    let check = store.key_check()?.ok_or(Error::StoreUnopenable {
+        path: config.path.clone(),
+        cause: Fault::Corruption,
+    })?;
+    let fits = |keys: &Keys| keys.check() == check.as_ref();
+    match key.map(|key| Keys::derive(&key)) {
+        Some(keys) if fits(&keys) => Ok(keys),
+        Some(_) => Err(Error::KeyFileMismatch {
+            path: config.key_file.clone(),
+            store: config.path.clone(),
+        }),
+        None => MasterKey::prepared(&config.key_file)
+            .map(|key| Keys::derive(&key))
+            .filter(fits)
+            .ok_or_else(|| key_missing(config)),
+    }
+}
+
+fn key_missing(config: &Config) -> Error {
+    Error::KeyFileMissing {
+        path: config.key_file.clone(),
+        store: config.path.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::keys::create_private;
+
+    fn config_in(directory: &Path) -> Config {
+        Config {
+            path: directory.join("store"),
+            key_file: directory.join("registration.key"),
+            cache_bytes: 1 << 20,
+            ..Config::default()
+        }
+    }
+
+    /// Does the first so many steps of a first start.
+    fn begin_with(steps: usize, config: &Config) {
+        let key = MasterKey::generate().unwrap();
+        let check = *Keys::derive(&key).check();
+        let mark = config.path.join("complete");
+        let open = || SledStore::open(&config.path, config.cache_bytes).unwrap();
+        let all: [&dyn Fn(); 6] = [
+            &|| create_private(&config.path).unwrap(),
+            &|| drop(open()),
+            &|| fs::write(config.key_file.with_extension("unfinished"), [7; 16]).unwrap(),
+            &|| key.prepare(&config.key_file).unwrap(),
+            &|| {
+                open().initialise(&config.path, &check).unwrap();
+                fs::remove_file(&mark).unwrap();
+            },
+            &|| fs::write(&mark, "").unwrap(),
+        ];
+        for step in all.iter().take(steps) {
+            step();
+        }
+    }
+
+    #[test]
+    fn a_first_start_heals_wherever_it_was_cut_short() {
+        for steps in 0..=6 {
+            let directory = tempfile::tempdir().unwrap();
+            let config = config_in(directory.path());
+            begin_with(steps, &config);
+            let found = inspect(&config);
+            assert!(found.is_empty(), "{steps}: {found:?}");
+            for _ in 0..2 {
+                Registrations::open(&config, Clock::system()).unwrap();
+                assert!(config.key_file.exists(), "{steps}");
+                assert!(MasterKey::prepared(&config.key_file).is_none(), "{steps}");
+            }
+            assert!(inspect(&config).is_empty(), "{steps}");
+        }
+    }
+
+    #[test]
+    fn only_the_key_of_the_store_is_taken_for_the_one_prepared() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config_in(directory.path());
+        Registrations::open(&config, Clock::system()).unwrap();
+        fs::remove_file(&config.key_file).unwrap();
+        let other = MasterKey::generate().unwrap();
+        other.prepare(&config.key_file).unwrap();
+        let refused = Registrations::open(&config, Clock::system()).unwrap_err();
+        assert!(matches!(refused, Error::KeyFileMissing { .. }));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
+use actix::dev::{MessageResponse, OneshotSender};
 use actix::{
     Actor, AsyncContext, Context, Handler, Recipient, Response, ResponseFuture, SpawnHandle,
     Supervised, Supervisor,
@@ -21,7 +22,7 @@ use tokio::sync::oneshot;
 
 use crate::Error;
 use crate::registrations::{Registrations, Shared};
-use crate::writer::{Job, lock};
+use crate::writer::{Broken, Job, lock};
 
 /// Most requests that share one sync; it bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
@@ -60,9 +61,13 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
         .spawn({
             let (shared, waiting) = (Arc::clone(&shared), Arc::clone(&waiting));
             move || {
-                commit_all(&shared, &jobs, &waiting);
-                // The registry may be gone already.
-                let _ = done.send(());
+                match commit_all(&shared, &jobs, &waiting) {
+                    // The registry may be gone already.
+                    Ok(()) => drop(done.send(())),
+                    Err(Broken) => tracing::error!(
+                        "the registration store cannot be trusted before the process has started again"
+                    ),
+                }
             }
         })
         .map_err(Error::Thread)?;
@@ -90,17 +95,18 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
     })
 }
 
-/// Commits until the queue is closed and empty, then writes what is left.
-fn commit_all(shared: &Shared, jobs: &Receiver<Job>, waiting: &AtomicU64) {
+/// Commits until the queue is closed and empty, then writes what is left. Ends at once when the store is
+/// broken; what queues then is answered as failed by being dropped.
+fn commit_all(shared: &Shared, jobs: &Receiver<Job>, waiting: &AtomicU64) -> Result<(), Broken> {
     while let Ok(first) = jobs.recv() {
         let mut group = vec![first];
         group.extend(jobs.try_iter().take(GROUP_MAX - 1));
         let taken = group.len() as u64;
-        lock(&shared.writer).commit(group);
+        let intact = lock(&shared.writer).commit(group);
         waiting.fetch_sub(taken, Ordering::Relaxed);
+        intact?;
     }
-    // Counted and logged by the writer; there is nobody left to tell.
-    let _ = lock(&shared.writer).finish();
+    lock(&shared.writer).finish()
 }
 
 struct Registry {
@@ -109,7 +115,7 @@ struct Registry {
     queue: Option<SyncSender<Job>>,
     /// Jobs in the queue or in the group at work.
     waiting: Arc<AtomicU64>,
-    /// Told and joined at the end of the thread.
+    /// Joined at the end of the thread, which tells when all is on disk.
     ending: Option<(oneshot::Receiver<()>, JoinHandle<()>)>,
     /// Cancelled when draining, because a timer keeps an actor that nobody can reach alive.
     write_behind: Option<SpawnHandle>,
@@ -145,13 +151,7 @@ impl Registry {
         match self.submit(job(reply)) {
             Ok(()) => Response::fut(async { answer.await.unwrap_or(Err(RegistryError::Store)) }),
             Err(refused) => {
-                match refused {
-                    RegistryError::Busy => self.busy += 1,
-                    RegistryError::Store => {
-                        tracing::error!("the writer of the registration store has ended");
-                    }
-                    _ => {}
-                }
+                self.busy += u64::from(refused == RegistryError::Busy);
                 Response::reply(Err(refused))
             }
         }
@@ -238,31 +238,53 @@ impl Handler<Drain> for Registry {
         }
         let ending = self.ending.take();
         let waiting = Arc::clone(&self.waiting);
+        let touches = lock(&self.shared.touches).len() as u64;
         Box::pin(async move {
             let Some((finished, thread)) = ending else {
                 return Drained::default();
             };
-            let in_time = tokio::time::timeout_at(drain.deadline.into(), finished).await;
-            if in_time.is_ok() {
+            let finished = tokio::time::timeout_at(drain.deadline.into(), finished).await;
+            if finished.is_ok() {
                 // Over but for its last statement.
                 let _ = thread.join();
             }
+            if matches!(finished, Ok(Ok(()))) {
+                return Drained::default();
+            }
+            let requests = waiting.load(Ordering::Relaxed);
+            tracing::error!(
+                requests,
+                touches,
+                "the registration store could not be finished"
+            );
+            // Even with nothing that waited, the end of the store itself is not on disk.
             Drained {
-                abandoned: waiting.load(Ordering::Relaxed),
+                abandoned: (requests + touches).max(1),
             }
         })
     }
 }
 
-impl Handler<Probe> for Registry {
-    type Result = ResponseFuture<Health>;
+/// Without health the question is dropped, which whoever asks cannot tell from a closed mailbox: death.
+struct Pulse(Option<Health>);
 
-    /// A registry whose writer has panicked can do nothing any more: it does not answer, which the
-    /// guardian takes for death.
+impl MessageResponse<Registry, Probe> for Pulse {
+    fn handle(self, _: &mut Context<Registry>, asker: Option<OneshotSender<Health>>) {
+        if let (Self(Some(health)), Some(asker)) = (self, asker) {
+            // Whoever asked may have lost patience.
+            let _ = asker.send(health);
+        }
+    }
+}
+
+impl Handler<Probe> for Registry {
+    type Result = Pulse;
+
+    /// A registry whose writer has ended can do nothing any more: it is as good as closed.
     fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Self::Result {
         if self.writer_is_dead() {
             tracing::error!("the registry's writer is dead: the process has to start again");
-            return Box::pin(std::future::pending());
+            return Pulse(None);
         }
         let (touches_waiting, touches_dropped) = {
             let touches = lock(&self.shared.touches);
@@ -289,7 +311,7 @@ impl Handler<Probe> for Registry {
                 ("registry_touches_dropped_total", touches_dropped),
             ],
         };
-        Box::pin(std::future::ready(health))
+        Pulse(Some(health))
     }
 }
 
@@ -299,6 +321,7 @@ mod tests {
     use std::sync::mpsc;
     use std::time::{Duration, Instant};
 
+    use actix::MailboxError;
     use messages::{
         AppId, BareJid, Clock, DeviceToken, Domain, NodeId, Registered, RegistrationKey, Touch,
         UnixMillis, UnixSeconds,
@@ -332,9 +355,7 @@ mod tests {
                 ..Config::default()
             };
             let clock = Clock::manual(UnixMillis(1_800_000_000_000));
-            let directory = tempfile::tempdir().unwrap();
-            let key = MasterKey::create(&directory.path().join("key")).unwrap();
-            let keys = Keys::derive(&key);
+            let keys = Keys::derive(&MasterKey::generate().unwrap());
             let registrations = Registrations::new(&config, clock, Arc::new(store), keys);
             Self {
                 handles: start(&registrations).unwrap(),
@@ -373,9 +394,27 @@ mod tests {
             first
         }
 
+        /// Until a probe gets no answer, at once, as from an actor that is gone.
+        async fn dies(&self) {
+            let closed = loop {
+                if let Err(error) = self.handles.probe.send(Probe).await {
+                    break error;
+                }
+            };
+            assert_eq!(closed, MailboxError::Closed);
+        }
+
         async fn drain(&self, within: Duration) -> Drained {
             let deadline = Instant::now() + within;
             self.handles.drain.send(Drain { deadline }).await.unwrap()
+        }
+    }
+
+    fn touch(registration: u8) -> Touch {
+        Touch {
+            registration: RegistrationKey([registration; 16]),
+            at: UnixSeconds(1),
+            error: None,
         }
     }
 
@@ -408,9 +447,30 @@ mod tests {
         for other in others {
             assert_eq!(other.await.unwrap_err(), RegistryError::Store);
         }
-        assert_eq!(gate.counter("registry_store_failures_total").await, 1);
+        // The next sync would succeed, and prove nothing: nobody may come to it.
         gate.results.send(Ok(())).unwrap();
-        gate.register(4).await.unwrap();
+        gate.dies().await;
+        assert_eq!(gate.register(4).await.unwrap_err(), RegistryError::Store);
+        assert!(gate.drain(Duration::from_secs(30)).await.abandoned > 0);
+        assert_eq!(gate.begun.try_iter().count(), 1);
+    }
+
+    #[actix::test]
+    async fn a_last_sync_that_fails_abandons_what_waited() {
+        let gate = Gate::start(4096);
+        let full = Error::Sync(std::io::ErrorKind::StorageFull.into());
+        gate.results.send(Err(full)).unwrap();
+        assert_eq!(gate.drain(Duration::from_secs(30)).await.abandoned, 1);
+
+        let gate = Gate::start(4096);
+        let first = gate.occupy().await;
+        let items = vec![touch(1), touch(2)];
+        gate.handles.touch.try_send(TouchBatch { items }).unwrap();
+        let full = Error::Sync(std::io::ErrorKind::StorageFull.into());
+        gate.results.send(Ok(())).unwrap();
+        gate.results.send(Err(full)).unwrap();
+        assert_eq!(gate.drain(Duration::from_secs(30)).await.abandoned, 2);
+        first.await.unwrap();
     }
 
     #[actix::test]
@@ -433,11 +493,7 @@ mod tests {
         let gate = Gate::start(4096);
         let first = gate.occupy().await;
         for n in 0..10 {
-            let items = vec![Touch {
-                registration: RegistrationKey([n; 16]),
-                at: UnixSeconds(1),
-                error: None,
-            }];
+            let items = vec![touch(n)];
             gate.handles.touch.try_send(TouchBatch { items }).unwrap();
         }
         assert_eq!(gate.counter("registry_requests_waiting").await, 2);
@@ -463,7 +519,7 @@ mod tests {
         gate.begun = mpsc::channel().1;
         let answer = gate.register(0).await;
         assert_eq!(answer.unwrap_err(), RegistryError::Store);
-        let probe = || gate.handles.probe.send(Probe);
-        while probe().timeout(Duration::from_millis(100)).await.is_ok() {}
+        gate.dies().await;
+        assert_eq!(gate.drain(Duration::from_secs(30)).await.abandoned, 1);
     }
 }

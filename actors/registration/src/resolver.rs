@@ -233,9 +233,7 @@ mod tests {
     async fn a_store_that_fails_is_an_internal_fault() {
         let mut store = MemoryStore::default();
         store.unreadable = true;
-        let directory = tempfile::tempdir().unwrap();
-        let key = MasterKey::create(&directory.path().join("key")).unwrap();
-        let keys = Keys::derive(&key);
+        let keys = Keys::derive(&MasterKey::generate().unwrap());
         let registrations =
             Registrations::new(&Config::default(), Clock::system(), Arc::new(store), keys);
         let mut delivered = Collector::start();

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::keys::{Keys, Salt, fill};
 use crate::store::{PushTimes, Record, RegistrationStore, last_use};
 use crate::touches::Touches;
-use crate::{Config, Error};
+use crate::{Config, Error, Fault};
 
 /// Most registrations one page of a sweep looks at, whatever was asked: it holds up other requests.
 const PAGE_MAX: u32 = 10_000;
@@ -61,7 +61,13 @@ pub(crate) struct Writer {
     per_account_max: usize,
     unsynced: bool,
     unflushed: bool,
+    /// Whether the store has failed in a way after which nothing it says about durability counts.
+    broken: bool,
 }
+
+/// The store cannot be trusted any more before the process has started again.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Broken;
 
 impl Writer {
     pub(crate) fn new(
@@ -82,27 +88,44 @@ impl Writer {
                 .unwrap_or(usize::MAX),
             unsynced: false,
             unflushed: false,
+            broken: false,
         }
     }
 
     /// Group commit: does all jobs, makes them durable with one flush and one sync, then answers all.
-    pub(crate) fn commit(&mut self, jobs: impl IntoIterator<Item = Job>) {
-        let answers: Vec<Answer> = jobs
-            .into_iter()
-            .filter_map(|job| self.execute(job))
-            .collect();
-        let durable = self.settle().map_err(|error| self.failed(&error));
+    ///
+    /// # Errors
+    /// [`Broken`], after which the writer must not be used again; all jobs are answered as failed.
+    pub(crate) fn commit(&mut self, jobs: impl IntoIterator<Item = Job>) -> Result<(), Broken> {
+        let mut answers = Vec::new();
+        for job in jobs {
+            // A job that is dropped is one that failed, to whoever waits for its answer.
+            if !self.broken {
+                answers.extend(self.execute(job));
+            }
+        }
+        let durable = self.settle();
         count(&self.counters.answered, answers.len() as u64);
         for answer in answers {
             answer(durable);
         }
+        self.intact()
     }
 
     /// Writes the push times that wait and makes all durable.
-    pub(crate) fn finish(&mut self) -> Result<(), RegistryError> {
-        self.write_touches()?;
+    ///
+    /// # Errors
+    /// [`Broken`], when some of that may be lost.
+    pub(crate) fn finish(&mut self) -> Result<(), Broken> {
+        // Counted and logged; what is durable is decided below.
+        let _ = self.write_touches();
         self.unsynced = true;
-        self.settle().map_err(|error| self.failed(&error))
+        let _ = self.settle();
+        self.intact()
+    }
+
+    const fn intact(&self) -> Result<(), Broken> {
+        if self.broken { Err(Broken) } else { Ok(()) }
     }
 
     fn execute(&mut self, job: Job) -> Option<Answer> {
@@ -119,7 +142,17 @@ impl Writer {
         }
     }
 
-    fn settle(&mut self) -> Result<(), Error> {
+    fn settle(&mut self) -> Result<(), RegistryError> {
+        if self.broken {
+            return Err(RegistryError::Store);
+        }
+        self.make_durable().map_err(|error| {
+            self.broken = true;
+            self.failed(&error)
+        })
+    }
+
+    fn make_durable(&mut self) -> Result<(), Error> {
         if self.unsynced || self.unflushed {
             self.store.flush()?;
             self.unflushed = false;
@@ -312,14 +345,18 @@ impl Writer {
         keys.into_iter().map(|key| self.times(key)).collect()
     }
 
-    fn new_salt(&self) -> Result<Salt, RegistryError> {
+    fn new_salt(&mut self) -> Result<Salt, RegistryError> {
         let mut salt = Salt::default();
         fill(&mut salt).map_err(|error| self.failed(&error))?;
         Ok(salt)
     }
 
-    fn failed(&self, error: &Error) -> RegistryError {
+    /// Counts and logs. A system call that failed has broken the store: after a failed sync the kernel
+    /// forgets what it could not write, so another one succeeds and means nothing; and the engine never
+    /// writes again after its own first failure.
+    fn failed(&mut self, error: &Error) -> RegistryError {
         count(&self.counters.failures, 1);
+        self.broken |= matches!(error, Error::Store(Fault::Io(_)) | Error::Sync(_));
         tracing::error!("{error}");
         RegistryError::Store
     }

@@ -13,7 +13,7 @@ use messages::RegistrationKey;
 use ring::digest;
 
 use super::{Page, PushTimes, Record, RegistrationStore, Visit};
-use crate::keys::{AccountKey, create_private};
+use crate::keys::{AccountKey, create_private, parent};
 use crate::{Error, Fault};
 
 /// Part of the layout on disk: a store opens with no other value. With small segments less is written.
@@ -55,21 +55,24 @@ impl SledStore {
             path: path.into(),
             cause,
         };
+        let complete = Self::is_complete(path)?;
         create_private(path).map_err(directory)?;
         check_files(path)?;
+        // The engine would make a new one.
+        if complete && !exists(path) {
+            return Err(unopenable(Fault::Missing));
+        }
         // The engine panics over some kinds of damage. Nothing of it is used after that.
         let opened = catch_unwind(|| Self::open_trees(path, cache_bytes));
         let store = opened
             .unwrap_or(Err(Fault::Corruption))
             .map_err(unopenable)?;
         let layout = store.meta.get(LAYOUT_KEY)?;
-        match (layout, Self::is_complete(path)) {
+        match (layout, complete) {
             (Some(layout), _) if layout != LAYOUT => Err(Error::StoreLayout { path: path.into() }),
             // Recovery has cut off even the first entry that was ever made.
             (None, true) => Err(unopenable(Fault::Corruption)),
-            (None, false) if !store.registration.is_empty() => {
-                Err(Error::StoreLayout { path: path.into() })
-            }
+            (None, false) if !store.is_empty() => Err(Error::StoreLayout { path: path.into() }),
             _ => Ok(store),
         }
     }
@@ -99,11 +102,25 @@ impl SledStore {
     }
 
     /// Whether the store was ever initialised to the end.
-    pub(crate) fn is_complete(path: &Path) -> bool {
-        path.join(MARK_FILE).exists()
+    pub(crate) fn is_complete(path: &Path) -> Result<bool, Error> {
+        let fail = |source| Error::StoreDirectory {
+            path: path.into(),
+            source,
+        };
+        match fs::metadata(path) {
+            Ok(found) if !found.is_dir() => Err(Error::StoreNotDirectory { path: path.into() }),
+            Ok(_) => path.join(MARK_FILE).try_exists().map_err(fail),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(fail(error)),
+        }
     }
 
-    /// Marks a new store as written with a key, durably. Done again, it finishes what a crash cut short.
+    /// Whether there is no registration in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.registration.is_empty()
+    }
+
+    /// Marks a new store as written with a key, durably. Done again, it does all anew.
     pub(crate) fn initialise(&self, path: &Path, key_check: &[u8]) -> Result<(), Error> {
         self.meta.insert(LAYOUT_KEY, LAYOUT)?;
         self.meta.insert(KEY_CHECK_KEY, key_check)?;
@@ -112,6 +129,7 @@ impl SledStore {
         File::create(path.join(MARK_FILE))
             .and_then(|mark| mark.sync_all())
             .and_then(|()| File::open(path)?.sync_all())
+            .and_then(|()| File::open(parent(path))?.sync_all())
             .map_err(Error::Sync)
     }
 

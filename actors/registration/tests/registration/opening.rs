@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
-use registration::{Error, inspect};
+use registration::{Error, Fault, inspect};
 
 use crate::fixture::{ADA, Fixture, NODE, only, secret, unregister};
 
@@ -115,6 +115,62 @@ async fn a_directory_that_cannot_be_made_is_reported() {
     fs::write(&file, "").unwrap();
     fixture.config.path = file.join("store");
     check(&fixture, |e| matches!(e, Error::StoreDirectory { .. }));
+}
+
+#[actix::test]
+async fn a_key_is_never_given_a_new_store() {
+    let fixture = with_a_registration().await;
+    let (store, away) = (&fixture.config.path, fixture.directory.path().join("away"));
+    fs::rename(store, &away).unwrap();
+    check(&fixture, |e| matches!(e, Error::StoreMissing { .. }));
+    assert!(!store.exists());
+
+    // A volume that is not mounted.
+    fs::create_dir(store).unwrap();
+    fs::set_permissions(store, Permissions::from_mode(0o700)).unwrap();
+    check(&fixture, |e| matches!(e, Error::StoreMissing { .. }));
+    assert_eq!(fs::read_dir(store).unwrap().count(), 0);
+
+    fs::remove_dir(store).unwrap();
+    fs::rename(&away, store).unwrap();
+    only(&fixture.open().unwrap(), ADA);
+
+    // What the message advises to whoever begins anew.
+    fs::rename(store, &away).unwrap();
+    fs::remove_file(&fixture.config.key_file).unwrap();
+    assert!(inspect(&fixture.config).is_empty());
+    fixture.open().unwrap();
+}
+
+#[actix::test]
+async fn a_store_that_was_never_whole_is_not_served() {
+    let fixture = with_a_registration().await;
+    fs::remove_file(fixture.config.path.join("complete")).unwrap();
+    check(&fixture, |e| matches!(e, Error::StoreMissing { .. }));
+    fs::remove_file(&fixture.config.key_file).unwrap();
+    check(&fixture, |e| matches!(e, Error::KeyFileMissing { .. }));
+}
+
+#[actix::test]
+async fn a_store_without_its_data_is_damaged_and_not_new() {
+    let fixture = with_a_registration().await;
+    let data = fixture.config.path.join("db");
+    fs::remove_file(&data).unwrap();
+    check(
+        &fixture,
+        |e| matches!(e, Error::StoreUnopenable { cause, .. } if matches!(cause, Fault::Missing)),
+    );
+    assert!(!data.exists());
+}
+
+#[actix::test]
+async fn a_store_is_a_directory() {
+    let fixture = with_a_registration().await;
+    fs::remove_dir_all(&fixture.config.path).unwrap();
+    fs::write(&fixture.config.path, "").unwrap();
+    check(&fixture, |e| matches!(e, Error::StoreNotDirectory { .. }));
+    fs::remove_file(&fixture.config.key_file).unwrap();
+    check(&fixture, |e| matches!(e, Error::StoreNotDirectory { .. }));
 }
 
 #[actix::test]
