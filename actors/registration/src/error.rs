@@ -148,6 +148,9 @@ pub enum Fault {
     /// The file with the data is not there.
     #[error("its data file is missing")]
     Missing,
+    /// The data ends before what was there when the store was last closed.
+    #[error("its latest data is missing")]
+    Truncated,
     /// The files were made with other settings.
     #[error("its files were made with other settings")]
     Unsupported,

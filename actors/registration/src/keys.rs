@@ -64,7 +64,7 @@ impl MasterKey {
     /// Writes the key durably beside the key file, which [`Self::publish`] makes of it once the store of
     /// this key is complete: a key file says that there is such a store.
     pub(crate) fn prepare(&self, path: &Path) -> Result<(), Error> {
-        write_durably(path, self.0.as_slice()).map_err(|source| Error::KeyFile {
+        write_beside(path, self.0.as_slice()).map_err(|source| Error::KeyFile {
             path: path.into(),
             source,
         })
@@ -77,12 +77,10 @@ impl MasterKey {
 
     /// Turns the prepared key into the key file.
     pub(crate) fn publish(path: &Path) -> Result<(), Error> {
-        fs::rename(unfinished(path), path)
-            .and_then(|()| File::open(parent(path))?.sync_all())
-            .map_err(|source| Error::KeyFile {
-                path: path.into(),
-                source,
-            })
+        put_in_place(path).map_err(|source| Error::KeyFile {
+            path: path.into(),
+            source,
+        })
     }
 }
 
@@ -90,7 +88,18 @@ fn unfinished(path: &Path) -> PathBuf {
     path.with_extension("unfinished")
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file for its owner alone so that a crash leaves what was there before or all of it.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_beside(path, bytes)?;
+    put_in_place(path)
+}
+
+fn put_in_place(path: &Path) -> io::Result<()> {
+    fs::rename(unfinished(path), path)?;
+    File::open(parent(path))?.sync_all()
+}
+
+fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = parent(path);
     create_private(directory)?;
     let unfinished = unfinished(path);

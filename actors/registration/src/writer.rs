@@ -119,8 +119,12 @@ impl Writer {
     pub(crate) fn finish(&mut self) -> Result<(), Broken> {
         // Counted and logged; what is durable is decided below.
         let _ = self.write_touches();
-        self.unsynced = true;
-        let _ = self.settle();
+        if !self.broken
+            && let Err(error) = self.store.close()
+        {
+            self.failed(&error);
+            self.broken = true;
+        }
         self.intact()
     }
 

@@ -132,4 +132,8 @@ impl RegistrationStore for MemoryStore {
     fn sync(&self) -> Result<(), Error> {
         (self.on_sync)()
     }
+
+    fn close(&self) -> Result<(), Error> {
+        self.sync()
+    }
 }

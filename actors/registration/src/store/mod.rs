@@ -96,6 +96,10 @@ pub(crate) trait RegistrationStore: Send + Sync + 'static {
 
     /// Makes all that was flushed survive a loss of power.
     fn sync(&self) -> Result<(), Error>;
+
+    /// Flushes and syncs for the last time, and remembers that the store has come this far: one that is
+    /// opened with less has lost something.
+    fn close(&self) -> Result<(), Error>;
 }
 
 /// The later of a registration's renewal and its last successful push: what retention counts from.

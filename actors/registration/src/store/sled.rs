@@ -4,7 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::panic::catch_unwind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,19 +13,23 @@ use messages::RegistrationKey;
 use ring::digest;
 
 use super::{Page, PushTimes, Record, RegistrationStore, Visit};
-use crate::keys::{AccountKey, create_private, parent};
+use crate::keys::{AccountKey, create_private, parent, write_durably};
 use crate::{Error, Fault};
 
 /// Part of the layout on disk: a store opens with no other value. With small segments less is written.
 const SEGMENT_BYTES: usize = 65_536;
 /// The one file of the engine that holds data.
 const DATA_FILE: &str = "db";
-/// An empty file that is there from when the store was first complete. A store that has it and nothing
-/// else is damaged, not new.
+/// A file that is there from when the store was first complete. A store that has it and nothing else is
+/// damaged, not new. It holds the number of times the store was closed in order, in decimal digits; it
+/// is empty before the first.
 const MARK_FILE: &str = "complete";
 const LAYOUT: &[u8] = &[1];
 const LAYOUT_KEY: &str = "layout";
 const KEY_CHECK_KEY: &str = "key_check";
+/// The same number within the store. It may be ahead of the file, never behind, because recovery loses
+/// nothing that was synced.
+const CLOSINGS_KEY: &str = "closings";
 const PREFIX_BYTES: usize = 16;
 /// A process that is just ending releases the store soon; so do the engine's own threads, which outlive
 /// the last handle by a moment.
@@ -34,6 +38,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(5);
 
 /// An open store. Exclusive to this process.
 pub(crate) struct SledStore {
+    path: PathBuf,
     db: Db,
     /// The engine's own flush is no fsync, so the file is synced through this handle.
     data: File,
@@ -73,7 +78,18 @@ impl SledStore {
             // Recovery has cut off even the first entry that was ever made.
             (None, true) => Err(unopenable(Fault::Corruption)),
             (None, false) if !store.is_empty() => Err(Error::StoreLayout { path: path.into() }),
+            _ if store.closings()? < closings_marked(path) => Err(unopenable(Fault::Truncated)),
             _ => Ok(store),
+        }
+    }
+
+    fn closings(&self) -> Result<u64, Error> {
+        match self.meta.get(CLOSINGS_KEY)? {
+            Some(bytes) => {
+                let bytes = bytes.as_ref().try_into().map_err(|_| Error::Record)?;
+                Ok(u64::from_be_bytes(bytes))
+            }
+            None => Ok(0),
         }
     }
 
@@ -92,6 +108,7 @@ impl SledStore {
             push_times: db.open_tree("push_times")?,
             meta: db.open_tree("meta")?,
             data: File::open(path.join(DATA_FILE)).map_err(Fault::Io)?,
+            path: path.into(),
             db,
         })
     }
@@ -194,6 +211,12 @@ pub(crate) fn check_files(path: &Path) -> Result<(), Error> {
             }
         }
     }
+}
+
+/// How many closings the mark of a store tells of.
+fn closings_marked(path: &Path) -> u64 {
+    let mark = fs::read_to_string(path.join(MARK_FILE)).unwrap_or_default();
+    mark.parse().unwrap_or(0)
 }
 
 /// Whether a directory holds a store already.
@@ -343,6 +366,15 @@ impl RegistrationStore for SledStore {
     fn sync(&self) -> Result<(), Error> {
         self.data.sync_data().map_err(Error::Sync)
     }
+
+    fn close(&self) -> Result<(), Error> {
+        let closings = self.closings()?.saturating_add(1);
+        self.meta.insert(CLOSINGS_KEY, &closings.to_be_bytes())?;
+        self.flush()?;
+        self.sync()?;
+        let mark = self.path.join(MARK_FILE);
+        write_durably(&mark, closings.to_string().as_bytes()).map_err(Error::Sync)
+    }
 }
 
 #[cfg(test)]
@@ -445,6 +477,46 @@ mod tests {
             SledStore::open(&directory.path().join("store"), 1 << 20),
             Err(Error::StoreLayout { .. })
         ));
+    }
+
+    #[test]
+    fn a_store_that_has_lost_its_end_is_refused() {
+        let (directory, store) = store();
+        let path = directory.path().join("store");
+        store.initialise(&path, &[]).unwrap();
+        for n in 0..50 {
+            store.put(RegistrationKey([n; 16]), &record()).unwrap();
+            store.flush().unwrap();
+        }
+        store.close().unwrap();
+        // A process that was killed after a later start has left more than the mark tells of.
+        store.put(RegistrationKey([99; 16]), &record()).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        let whole = fs::read(path.join(DATA_FILE)).unwrap();
+        let open = |percent: usize| {
+            let cut = tempfile::tempdir().unwrap();
+            let at = cut.path().join("store");
+            create_private(&at).unwrap();
+            fs::copy(path.join(MARK_FILE), at.join(MARK_FILE)).unwrap();
+            let part = &whole[..whole.len() * percent / 100];
+            fs::write(at.join(DATA_FILE), part).unwrap();
+            SledStore::open(&at, 1 << 20).map(|store| store.registration.len())
+        };
+        for percent in [10, 25, 50, 75, 90] {
+            let refused = open(percent).unwrap_err();
+            assert!(
+                matches!(
+                    refused,
+                    Error::StoreUnopenable {
+                        cause: Fault::Truncated | Fault::Corruption,
+                        ..
+                    }
+                ),
+                "{percent}: {refused}"
+            );
+        }
+        assert_eq!(open(100).unwrap(), 51);
     }
 
     #[test]
