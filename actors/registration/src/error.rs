@@ -57,7 +57,9 @@ pub enum Error {
         store: PathBuf,
     },
     /// The directory of the store cannot be created or read.
-    #[error("the store directory {path} cannot be used: {source}; check its owner and permissions")]
+    #[error(
+        "the store directory {path} cannot be used: {source}; check its disk, owner and permissions"
+    )]
     StoreDirectory {
         /// The configured directory.
         path: PathBuf,

@@ -20,7 +20,7 @@
 //! | `account`      | account key (16), registration key | nothing                                 |
 //! | `token`        | hash of app and token (16), registration key | nothing                       |
 //! | `push_times`   | registration key                   | [`PushTimes`]                           |
-//! | `meta`         | name                               | layout version, check value of the key  |
+//! | `meta`         | name                               | layout version, check value of the key, number of closings |
 //!
 //! # Plain writes in a fixed order
 //!

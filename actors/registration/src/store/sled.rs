@@ -56,9 +56,13 @@ impl SledStore {
             path: path.into(),
             source,
         };
-        let unopenable = |cause| Error::StoreUnopenable {
-            path: path.into(),
-            cause,
+        let unopenable = |cause| match cause {
+            // No damage: what the system refuses now it may grant later, space for example.
+            Fault::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => directory(source),
+            cause => Error::StoreUnopenable {
+                path: path.into(),
+                cause,
+            },
         };
         let complete = Self::is_complete(path)?;
         create_private(path).map_err(directory)?;
@@ -72,12 +76,12 @@ impl SledStore {
         let store = opened
             .unwrap_or(Err(Fault::Corruption))
             .map_err(unopenable)?;
-        let layout = store.meta.get(LAYOUT_KEY)?;
-        match (layout, complete) {
-            (Some(layout), _) if layout != LAYOUT => Err(Error::StoreLayout { path: path.into() }),
+        let layout = store.meta.get(LAYOUT_KEY);
+        match layout.map_err(|error| unopenable(error.into()))? {
+            Some(layout) if layout != LAYOUT => Err(Error::StoreLayout { path: path.into() }),
             // Recovery has cut off even the first entry that was ever made.
-            (None, true) => Err(unopenable(Fault::Corruption)),
-            (None, false) if !store.is_empty() => Err(Error::StoreLayout { path: path.into() }),
+            None if complete => Err(unopenable(Fault::Corruption)),
+            None if !store.is_empty() => Err(Error::StoreLayout { path: path.into() }),
             _ if store.closings()? < closings_marked(path) => Err(unopenable(Fault::Truncated)),
             _ => Ok(store),
         }
