@@ -32,13 +32,19 @@ pub(crate) struct Apple {
 }
 
 impl Apple {
-    pub(crate) fn start(host: &Host, authority: &Authority, directory: &Path) -> Self {
+    pub(crate) fn start(
+        host: &Host,
+        authority: &Authority,
+        directory: &Path,
+        token_updates_limited: bool,
+    ) -> Self {
         let key = SigningKey::new(TEAM_ID, KEY_ID).expect("a key can be made");
         let key_file = key
             .write(directory)
             .expect("the directory of the test can be written");
         let config = apple::Config {
             address: (host.v4, PORT).into(),
+            token_updates_limited,
             ..apple::Config::default()
         };
         let edges = apple::Edges {

@@ -3,14 +3,18 @@
 use std::fs;
 use std::path::Path;
 
-use simulators::{Authority, Kind};
+use simulators::Authority;
 
 use crate::apple::{self, Apple};
 use crate::net::Host;
 use crate::process::Process;
+use crate::server::Certificate;
 
 /// The domain it serves.
 pub(crate) const DOMAIN: &str = "push.test";
+
+/// Where it takes streams of other servers.
+pub(crate) const PORT: u16 = 5269;
 
 /// What of its own code it logs: everything.
 const FILTER: &str = "info,campanile=trace,xmpp=trace,registration=trace,apns=trace,feedback=trace,\
@@ -21,21 +25,32 @@ pub(crate) struct Campanile {
     process: Process,
 }
 
-impl Campanile {
-    pub(crate) fn start(
-        host: &Host,
-        apple: &Apple,
-        authority: &Authority,
-        directory: &Path,
-    ) -> Self {
-        let directory = directory.join("campanile");
+/// One to start.
+pub(crate) struct Setup<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) apple: &'a Apple,
+    pub(crate) authority: &'a Authority,
+    pub(crate) certificate: Certificate,
+    pub(crate) directory: &'a Path,
+}
+
+impl Setup<'_> {
+    pub(crate) fn start(&self) -> Campanile {
+        let Self {
+            host,
+            apple,
+            authority,
+            ..
+        } = self;
+        let directory = self.directory.join("campanile");
         fs::create_dir(&directory).expect("the directory of the test can be written");
         let root = authority
             .write_root(&directory, "authority")
             .expect("it can be written");
-        let (certificate, key) = authority
-            .issue(&[DOMAIN], Kind::ServerOnly)
-            .and_then(|identity| identity.write(&directory, DOMAIN))
+        let (certificate, key) = self
+            .certificate
+            .issue(authority, &[DOMAIN])
+            .write(&directory, DOMAIN)
             .expect("it can be written");
         let text = format!(
             r#"
@@ -43,7 +58,7 @@ impl Campanile {
 filter = "{FILTER}"
 
 [xmpp]
-listen = ["[{v6}]:5269", "{v4}:5269"]
+listen = ["[{v6}]:{PORT}", "{v4}:{PORT}"]
 system_roots = false
 ca_files = ["{root}"]
 dialback_secret_file = "{dialback_secret}"
@@ -87,13 +102,31 @@ key_file = "{store_key}"
         let mut command = host.command(env!("CARGO_BIN_EXE_campanile"));
         command.args(["serve", "--config"]).arg(configuration);
         let mut process = Process::start("campanile", command, &directory.join("campanile.log"));
-        process.wait_for("serves", |log| log.contains("serving").then_some(()));
-        Self { process }
+        wait_until_ready(&mut process);
+        Campanile { process }
     }
+}
 
+fn wait_until_ready(process: &mut Process) {
+    process.wait_for("serves", |log| log.contains("serving").then_some(()));
+}
+
+impl Campanile {
     /// All it has logged.
     pub(crate) fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// Ends it as a power cut does.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it after its end, on what it has left on disk.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        self.process.start_again();
+        wait_until_ready(&mut self.process);
     }
 
     /// Asks it to end, as a service manager does, and fails unless it says that all work is done.

@@ -7,13 +7,14 @@ import ssl
 import sys
 from xml.etree import ElementTree
 
-from slixmpp import ClientXMPP
+from slixmpp import ClientXMPP, ComponentXMPP
 from slixmpp.exceptions import IqError
 
 COMMANDS = "{http://jabber.org/protocol/commands}"
 DATA = "{jabber:x:data}"
 STANZAS = "{urn:ietf:params:xml:ns:xmpp-stanzas}"
 PUSH = "{urn:xmpp:push:0}"
+PUBLISH_OPTIONS = "http://jabber.org/protocol/pubsub#publish-options"
 TIMEOUT = 25
 
 sessions = {}
@@ -40,7 +41,7 @@ def describe(iq):
         answer["status"] = command.get("status")
     for field in iq.xml.iter(DATA + "field"):
         answer["fields"][field.get("var")] = field.findtext(DATA + "value") or ""
-    error = iq.xml.find("{jabber:client}error")
+    error = iq.xml.find("{*}error")
     if error is not None:
         conditions = [child.tag for child in error if child.tag.startswith(STANZAS)]
         conditions = [tag.removeprefix(STANZAS) for tag in conditions if tag != STANZAS + "text"]
@@ -48,8 +49,8 @@ def describe(iq):
     return answer
 
 
-async def ask(session, to, content):
-    iq = session.make_iq_set(ito=to)
+async def ask(session, to, content, sender=None):
+    iq = session.make_iq_set(ito=to, ifrom=sender)
     iq.xml.append(content)
     try:
         return describe(await iq.send(timeout=TIMEOUT))
@@ -57,11 +58,18 @@ async def ask(session, to, content):
         return describe(refused.iq)
 
 
-async def login(name, jid, password, host, port, ca_file):
+async def login(name, jid, password, host, port, ca_file, resumable):
     session = ClientXMPP(jid, password)
+    if resumable:
+        session.register_plugin("xep_0198")
+    session.bodies = []
+    session.add_event_handler("message", lambda message: session.bodies.append(message["body"]))
     session.ca_certs = ca_file
-    session.add_event_handler("disconnected", lambda _: ended.set())
+    if ca_file is None:
+        session.ssl_context.check_hostname = False
+        session.ssl_context.verify_mode = ssl.CERT_NONE
     ended = session.ended = asyncio.Event()
+    session.add_event_handler("disconnected", lambda _: ended.set())
     started = session.wait_until("session_start", TIMEOUT)
     # The address is not what the certificate is for.
     session.connect((host, port))
@@ -72,6 +80,29 @@ async def login(name, jid, password, host, port, ca_file):
     return {}
 
 
+async def lose(name):
+    """Ends a connection without a word, as a device does that goes through a tunnel."""
+    session = sessions[name]
+    session.transport.abort()
+    await asyncio.wait_for(session.ended.wait(), TIMEOUT)
+    return {}
+
+
+async def resume(name, host, port):
+    session = sessions[name]
+    session.ended.clear()
+    resumed = session.wait_until("session_resumed", TIMEOUT)
+    domain = session.default_domain
+    session.connect((host, port))
+    session.default_domain = domain
+    await resumed
+    return {}
+
+
+async def bodies(name):
+    return {"bodies": sessions[name].bodies}
+
+
 async def logout(name):
     session = sessions.pop(name)
     session.disconnect()
@@ -79,17 +110,41 @@ async def logout(name):
     return {}
 
 
-async def command(name, to, node, fields):
+async def attach(name, jid, secret, host, port):
+    """Logs a component in (XEP-0114); it may speak for all of its domain."""
+    session = ComponentXMPP(jid, secret, host, port)
+    session.add_event_handler("disconnected", lambda _: ended.set())
+    ended = session.ended = asyncio.Event()
+    started = session.wait_until("session_start", TIMEOUT)
+    session.connect()
+    await started
+    sessions[name] = session
+    return {}
+
+
+async def command(name, to, node, fields, sender=None):
     content = ElementTree.Element(COMMANDS + "command", node=node, action="execute")
     form(content, fields)
-    return await ask(sessions[name], to, content)
+    return await ask(sessions[name], to, content, sender)
 
 
 async def enable(name, service, node, secret):
     content = ElementTree.Element(PUSH + "enable", jid=service, node=node)
-    options = "http://jabber.org/protocol/pubsub#publish-options"
-    form(content, {"FORM_TYPE": options, "secret": secret})
+    form(content, {"FORM_TYPE": PUBLISH_OPTIONS, "secret": secret})
     return await ask(sessions[name], None, content)
+
+
+async def publish(name, service, node, secret, sender):
+    """Does what a server's push module does (XEP-0357 §7), for servers that have none."""
+    pubsub = "{http://jabber.org/protocol/pubsub}"
+    content = ElementTree.Element(pubsub + "pubsub")
+    item = ElementTree.SubElement(content, pubsub + "publish", node=node)
+    item = ElementTree.SubElement(item, pubsub + "item")
+    notification = ElementTree.SubElement(item, PUSH + "notification")
+    form(notification, {"FORM_TYPE": "urn:xmpp:push:summary", "last-message-body": "New message"})
+    options = ElementTree.SubElement(content, pubsub + "publish-options")
+    form(options, {"FORM_TYPE": PUBLISH_OPTIONS, "secret": secret})
+    return await ask(sessions[name], service, content, sender)
 
 
 async def message(name, to, body):
@@ -98,7 +153,8 @@ async def message(name, to, body):
 
 
 async def main():
-    actions = {act.__name__: act for act in (login, logout, command, enable, message)}
+    known = (login, attach, lose, resume, bodies, logout, command, enable, publish, message)
+    actions = {act.__name__: act for act in known}
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin

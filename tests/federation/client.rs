@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::net::Host;
 use crate::process::Process;
-use crate::prosody::Prosody;
+use crate::server::{Component, Server};
 use crate::wait;
 use crate::world::PASSWORD;
 
@@ -104,11 +104,53 @@ impl Client {
 
     /// Logs a user in, and makes her available.
     #[track_caller]
-    pub(crate) fn login(&mut self, name: &str, server: &Prosody) {
+    pub(crate) fn login(&mut self, name: &str, server: &dyn Server) {
+        self.login_as(name, server, false);
+    }
+
+    /// The same with a stream that can be resumed (XEP-0198).
+    #[track_caller]
+    pub(crate) fn login_resumably(&mut self, name: &str, server: &dyn Server) {
+        self.login_as(name, server, true);
+    }
+
+    #[track_caller]
+    fn login_as(&mut self, name: &str, server: &dyn Server, resumable: bool) {
         let (host, port) = server.client_address();
         self.ask(&json!({
             "do": "login", "name": name, "jid": format!("{name}@{}/phone", server.domain()),
             "password": PASSWORD, "host": host.to_string(), "port": port, "ca_file": server.trust(),
+            "resumable": resumable,
+        }));
+    }
+
+    /// Breaks the connection of a user.
+    #[track_caller]
+    pub(crate) fn lose(&mut self, name: &str) {
+        self.ask(&json!({ "do": "lose", "name": name }));
+    }
+
+    /// Connects a user again, and resumes the stream.
+    #[track_caller]
+    pub(crate) fn resume(&mut self, name: &str, server: &dyn Server) {
+        let (host, port) = server.client_address();
+        self.ask(&json!({ "do": "resume", "name": name, "host": host.to_string(), "port": port }));
+    }
+
+    /// The messages that a user has got.
+    #[track_caller]
+    pub(crate) fn bodies(&mut self, name: &str) -> Vec<String> {
+        let answer = self.ask(&json!({ "do": "bodies", "name": name }));
+        serde_json::from_value(answer["bodies"].clone()).expect("the client lists texts")
+    }
+
+    /// Logs a component in; its name is its domain.
+    #[track_caller]
+    pub(crate) fn attach(&mut self, component: &Component) {
+        let (host, port) = component.address;
+        self.ask(&json!({
+            "do": "attach", "name": component.domain, "jid": component.domain,
+            "secret": component.secret, "host": host.to_string(), "port": port,
         }));
     }
 
@@ -127,8 +169,23 @@ impl Client {
         node: &str,
         fields: &[(&str, &str)],
     ) -> Reply {
+        self.command_from(None, name, to, node, fields)
+    }
+
+    /// The same by a component for one of its own users.
+    #[track_caller]
+    pub(crate) fn command_from(
+        &mut self,
+        sender: Option<&str>,
+        name: &str,
+        to: &str,
+        node: &str,
+        fields: &[(&str, &str)],
+    ) -> Reply {
         let fields: BTreeMap<_, _> = fields.iter().copied().collect();
-        self.iq(&json!({ "do": "command", "name": name, "to": to, "node": node, "fields": fields }))
+        self.iq(&json!({
+            "do": "command", "sender": sender, "name": name, "to": to, "node": node, "fields": fields,
+        }))
     }
 
     /// Enables push at the user's server (XEP-0357 §5).
@@ -136,6 +193,22 @@ impl Client {
     pub(crate) fn enable(&mut self, name: &str, service: &str, node: &str, secret: &str) -> Reply {
         self.iq(&json!({
             "do": "enable", "name": name, "service": service, "node": node, "secret": secret,
+        }))
+    }
+
+    /// Publishes from the domain of a component, as the push module of a server does.
+    #[track_caller]
+    pub(crate) fn publish(
+        &mut self,
+        component: &Component,
+        service: &str,
+        node: &str,
+        secret: &str,
+    ) -> Reply {
+        let domain = component.domain;
+        self.iq(&json!({
+            "do": "publish", "name": domain, "service": service, "node": node, "secret": secret,
+            "sender": domain,
         }))
     }
 

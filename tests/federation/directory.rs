@@ -8,14 +8,14 @@ use tempfile::TempDir;
 
 /// A temporary directory.
 pub(crate) struct Directory {
-    test: &'static str,
+    test: String,
     place: TempDir,
 }
 
 impl Directory {
-    pub(crate) fn new(test: &'static str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         Self {
-            test,
+            test: test.to_owned(),
             place: TempDir::new().expect("a temporary directory can be made"),
         }
     }
@@ -36,7 +36,7 @@ impl Drop for Directory {
         }
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("federation")
-            .join(self.test);
+            .join(&self.test);
         let _not_there = fs::remove_dir_all(&kept);
         if fs::create_dir_all(&kept).is_ok() {
             keep_logs(self.path(), &kept);

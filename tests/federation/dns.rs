@@ -21,10 +21,15 @@ impl Zone {
         self.record(&format!("host-record={name},{}", host.v6))
     }
 
-    /// The SRV record of a domain for servers (RFC 6120 §3.2.1).
-    pub(crate) fn server(self, domain: &str, target: &str, port: u16) -> Self {
+    /// An A record of an address of the network that no host has.
+    pub(crate) fn nobody(self, name: &str) -> Self {
+        self.record(&format!("host-record={name},198.18.77.250"))
+    }
+
+    /// An SRV record of a domain for servers (RFC 6120 §3.2.1).
+    pub(crate) fn server(self, domain: &str, target: &str, port: u16, priority: u16) -> Self {
         self.record(&format!(
-            "srv-host=_xmpp-server._tcp.{domain},{target},{port},10,5"
+            "srv-host=_xmpp-server._tcp.{domain},{target},{port},{priority},5"
         ))
     }
 

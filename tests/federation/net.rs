@@ -60,13 +60,14 @@ impl Net {
         let number = self.next;
         self.next += 1;
         let namespace = Namespace::new(format!("{}-{label}", self.name));
+        let port = format!("port{number}");
         let host = Host {
+            port: port.clone(),
             v4: Ipv4Addr::new(198, 18, 77, number),
             v6: Ipv6Addr::new(0xfd43, 0x6170, 0, 0, 0, 0, 0, number.into()),
             namespace,
         };
         let inside = host.namespace.name.as_str();
-        let port = format!("port{number}");
         ip(&[
             "-n",
             &self.switch.name,
@@ -117,10 +118,28 @@ impl Net {
     }
 }
 
+impl Net {
+    /// Pulls the cable of a host out of the switch, or puts it in again.
+    pub(crate) fn connect(&self, host: &Host, connected: bool) {
+        let state = if connected { "up" } else { "down" };
+        ip(&[
+            "-n",
+            &self.switch.name,
+            "link",
+            "set",
+            "dev",
+            &host.port,
+            state,
+        ]);
+    }
+}
+
 /// One machine of the network.
 pub(crate) struct Host {
     pub(crate) v4: Ipv4Addr,
     pub(crate) v6: Ipv6Addr,
+    /// The end of its cable at the switch.
+    port: String,
     namespace: Namespace,
 }
 

@@ -4,11 +4,13 @@ use std::process::Command;
 
 use rustix::process::geteuid;
 
-const PACKAGES: [&str; 7] = [
+const PACKAGES: [&str; 9] = [
     "prosody",
     "prosody-modules",
     "lua-unbound",
     "lua-event",
+    "ejabberd",
+    "jabberd2",
     "dnsmasq-base",
     "python3-slixmpp",
     "iproute2",

@@ -11,8 +11,11 @@ use crate::wait;
 /// A running program; killed when dropped.
 pub(crate) struct Process {
     name: &'static str,
+    command: Command,
     child: Child,
     log: PathBuf,
+    /// Length of the log when it was last started.
+    begin: usize,
 }
 
 impl Process {
@@ -43,9 +46,34 @@ impl Process {
             .unwrap_or_else(|error| panic!("{name} cannot run: {error}"));
         Self {
             name,
+            command,
             child,
             log: log.to_owned(),
+            begin: 0,
         }
+    }
+
+    /// Ends it as a service manager does, and starts it again.
+    #[track_caller]
+    pub(crate) fn restart(&mut self) {
+        self.terminate();
+        self.start_again();
+    }
+
+    /// Starts a program that has ended once more; it goes on with its log.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        self.begin = self.log().len();
+        self.child = self
+            .command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} cannot run again: {error}", self.name));
+    }
+
+    /// Ends it without notice.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a child can be waited for");
     }
 
     /// Both ends of the conversation.
@@ -68,12 +96,12 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Waits until the log shows something; fails at once when the program has ended.
+    /// Waits until the log shows something since the last start; fails at once when the program has ended.
     #[track_caller]
     pub(crate) fn wait_for<T>(&mut self, what: &str, look: impl Fn(&str) -> Option<T>) -> T {
         wait::until(&format!("{}: {what}", self.name), || {
             let ended = self.child.try_wait().expect("a child can be waited for");
-            let seen = look(&self.log());
+            let seen = look(self.log().get(self.begin..).unwrap_or_default());
             assert!(
                 ended.is_none() || seen.is_some(),
                 "{} has ended ({}) before: {what}\n{}",

@@ -2,6 +2,7 @@
 run_as_root = true
 pidfile = "@DIRECTORY@/prosody.pid"
 data_path = "@DIRECTORY@/data"
+plugin_paths = { "@DIRECTORY@/modules" }
 certificates = "@DIRECTORY@/certificates"
 log = { debug = "@LOG@" }
 
@@ -10,7 +11,8 @@ modules_enabled = {
 	"pep"; "private"; "smacks"; "vcard4"; "vcard_legacy"; "csi_simple"; "ping"; "time"; "uptime";
 	"version"; "posix"; "mam";
 	"cloud_notify"; -- what is tested: from prosody-modules
-	"stanza_debug"; -- shows in the log what is published and how it is answered
+	"log_routes"; -- shows in the log what is published
+	"stanza_debug"; -- and how it is answered
 }
 limits = { c2s = { rate = "10kb/s" }; s2sin = { rate = "30kb/s" } }
 authentication = "internal_plain"

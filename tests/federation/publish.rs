@@ -7,6 +7,20 @@ pub(crate) struct Publish {
     pub(crate) answers: Vec<Answer>,
 }
 
+impl Publish {
+    /// Finds the answers to a publish among what came from the push service.
+    pub(crate) fn find(publish: &str, answers: &[&str]) -> Self {
+        let id = attribute(publish, "id");
+        Self {
+            answers: answers
+                .iter()
+                .filter(|answer| attribute(answer, "id") == id)
+                .map(|answer| Answer::read(answer))
+                .collect(),
+        }
+    }
+}
+
 /// How a publish was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -17,9 +31,9 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    /// Reads an answering iq.
+    /// Reads an answering iq, and what may stand behind it.
     pub(crate) fn read(iq: &str) -> Self {
-        if iq.contains(" type='result'") {
+        if attribute(iq, "type") == Some("result") {
             return Self::Result;
         }
         let error = || {
@@ -32,4 +46,11 @@ impl Answer {
         };
         error().unwrap_or(Self::Unreadable)
     }
+}
+
+/// The value of an attribute of the first tag.
+pub(crate) fn attribute<'a>(stanza: &'a str, name: &str) -> Option<&'a str> {
+    let tag = stanza.split('>').next()?;
+    let (_, value) = tag.split_once(&format!(" {name}='"))?;
+    value.split('\'').next()
 }

@@ -11,8 +11,18 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks until there is something to see, and fails the test when there is nothing within [`LIMIT`].
 #[track_caller]
-pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + LIMIT;
+pub(crate) fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_within(LIMIT, what, look)
+}
+
+/// The same with a limit of its own.
+#[track_caller]
+pub(crate) fn until_within<T>(
+    limit: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(seen) = look() {
             return seen;
@@ -20,7 +30,7 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(
             Instant::now() < deadline,
             "waited {} s in vain: {what}",
-            LIMIT.as_secs()
+            limit.as_secs()
         );
         thread::sleep(PAUSE);
     }

@@ -1,5 +1,6 @@
 //! A whole network: DNS, a user's server, Campanile, APNs, and the users.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use messages::{Clock, DeviceToken};
@@ -10,10 +11,11 @@ use crate::campanile::{self, Campanile};
 use crate::client::{Client, Reply};
 use crate::directory::Directory;
 use crate::dns::{Dns, Zone};
+use crate::jabberd;
 use crate::net::{Host, Net};
 use crate::packages;
-use crate::prosody::Prosody;
 use crate::publish::Answer;
+use crate::server::{Certificate, Make, Server, Setup};
 use crate::wait;
 
 /// Of every account.
@@ -26,58 +28,98 @@ const REGISTER: &str = "https://github.com/tmolitor-stud-tu/mod_push_appserver/#
 const UNREGISTER: &str =
     "https://github.com/tmolitor-stud-tu/mod_push_appserver/#v1-unregister-push";
 
-/// How a user's server and Campanile know each other, and find each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// By certificates that both trust, with SASL EXTERNAL. Neither is good for clients, as public
-    /// authorities issue them. Found by SRV records alone, over IPv4.
-    Certificate,
-    /// By XEP-0220 over TLS, because the server's certificate is self-signed and it trusts no other.
-    /// Found by address records alone, over IPv6.
-    Dialback,
+/// What a network is made of.
+pub(crate) struct Plan {
+    /// Of the test, for who reads along.
+    pub(crate) name: String,
+    /// The server of the users, and its certificate.
+    pub(crate) make: Make,
+    pub(crate) certificate: Certificate,
+    /// Campanile's certificate.
+    pub(crate) own_certificate: Certificate,
+    pub(crate) route: Route,
+    /// Whether APNs refuses a second provider token within twenty minutes.
+    pub(crate) token_updates_limited: bool,
 }
 
-impl Mode {
-    /// The domain of the user's server.
-    pub(crate) const fn domain(self) -> &'static str {
+impl Plan {
+    pub(crate) fn new(name: &str, make: Make, certificate: Certificate) -> Self {
+        Self {
+            name: name.to_owned(),
+            make,
+            certificate,
+            own_certificate: Certificate::Trusted,
+            route: Route::Srv,
+            token_updates_limited: true,
+        }
+    }
+}
+
+/// How a user's server and Campanile find each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// By SRV records; their targets have addresses of both families. The server has a port of its own.
+    Srv,
+    /// By AAAA records of the domains alone.
+    V6Only,
+    /// By SRV records whose first target has an address where nobody listens.
+    DeadFirst,
+}
+
+impl Route {
+    /// Where the user's server takes streams of other servers.
+    const fn server_port(self) -> u16 {
         match self {
-            Self::Certificate => "prosody.test",
-            Self::Dialback => "prosody2.test",
+            Self::V6Only => 5269,
+            Self::Srv | Self::DeadFirst => 5299,
         }
     }
 
-    /// Where it takes streams of other servers.
-    pub(crate) const fn server_port(self) -> u16 {
+    fn zone(self, zone: Zone, domain: &str, host: &Host, port: u16) -> Zone {
+        let target = format!("xmpp.{domain}");
+        let dead = format!("dead.{domain}");
         match self {
-            Self::Certificate => 5299,
-            Self::Dialback => 5269,
+            Self::Srv => zone
+                .server(domain, &target, port, 10)
+                .v4(&target, host)
+                .v6(&target, host),
+            Self::V6Only => zone.v6(domain, host),
+            // A port of the same host that is closed answers at once, and one of no host never.
+            Self::DeadFirst => zone
+                .server(domain, &dead, 5269, 1)
+                .nobody(&dead)
+                .server(domain, &target, 5298, 5)
+                .server(domain, &target, port, 10)
+                .v4(&target, host)
+                .v6(&target, host),
         }
     }
 }
 
 /// Everything of one test. Fields that run programs come before what they stand on.
 pub(crate) struct World {
-    name: &'static str,
+    name: String,
     began: Instant,
-    pub(crate) mode: Mode,
+    /// What the stand-in of a push module knows: each user's node and its secret.
+    registered: BTreeMap<String, (String, String)>,
     pub(crate) users: Client,
     pub(crate) campanile: Campanile,
-    pub(crate) server: Prosody,
+    pub(crate) server: Box<dyn Server>,
     pub(crate) apple: Apple,
     pub(crate) dns: Dns,
     pub(crate) campanile_host: Host,
     pub(crate) server_host: Host,
     _other_hosts: [Host; 3],
-    _net: Net,
+    pub(crate) net: Net,
     _directory: Directory,
 }
 
 impl World {
     /// Builds it, with these accounts on the user's server.
-    pub(crate) fn start(name: &'static str, mode: Mode, accounts: &[&str]) -> Self {
+    pub(crate) fn start(plan: &Plan, accounts: &[&str]) -> Self {
         let began = Instant::now();
         packages::require();
-        let directory = Directory::new(name);
+        let directory = Directory::new(&plan.name);
         let authority = Authority::new(&Clock::system()).expect("certificates can be made");
 
         let mut net = Net::new();
@@ -86,28 +128,50 @@ impl World {
         let campanile_host = net.host("push");
         let apple_host = net.host("apns");
         let users_host = net.host("users");
-        let domain = mode.domain();
+        let domain = plan.make.domain();
+        let server_port = plan.route.server_port();
         let zone = Zone::default().v4(apple::NAME, &apple_host);
-        let zone = match mode {
-            Mode::Certificate => zone
-                .server(domain, "xmpp.prosody.test", mode.server_port())
-                .v4("xmpp.prosody.test", &server_host)
-                .server(campanile::DOMAIN, "xmpp.push.test", 5269)
-                .v4("xmpp.push.test", &campanile_host),
-            Mode::Dialback => zone
-                .v6(domain, &server_host)
-                .v6(campanile::DOMAIN, &campanile_host),
+        let zone = plan.route.zone(zone, domain, &server_host, server_port);
+        let zone = plan
+            .route
+            .zone(zone, campanile::DOMAIN, &campanile_host, campanile::PORT);
+        let zone = match plan.make {
+            Make::Jabberd => plan
+                .route
+                .zone(zone, jabberd::STAND_IN, &server_host, server_port),
+            Make::Prosody | Make::Ejabberd => zone,
         };
         let dns = Dns::start(&dns_host, &zone, directory.path());
-        let apple = Apple::start(&apple_host, &authority, directory.path());
-        let server = Prosody::start(&server_host, mode, accounts, &authority, directory.path());
-        let campanile = Campanile::start(&campanile_host, &apple, &authority, directory.path());
+        let apple = Apple::start(
+            &apple_host,
+            &authority,
+            directory.path(),
+            plan.token_updates_limited,
+        );
+        let server = Setup {
+            make: plan.make,
+            certificate: plan.certificate,
+            host: &server_host,
+            port: server_port,
+            accounts,
+            authority: &authority,
+            directory: directory.path(),
+        }
+        .start();
+        let campanile = campanile::Setup {
+            host: &campanile_host,
+            apple: &apple,
+            authority: &authority,
+            certificate: plan.own_certificate,
+            directory: directory.path(),
+        }
+        .start();
         let users = Client::start(&users_host, directory.path());
 
         let world = Self {
-            name,
+            name: plan.name.clone(),
             began,
-            mode,
+            registered: BTreeMap::new(),
             users,
             campanile,
             server,
@@ -116,7 +180,7 @@ impl World {
             campanile_host,
             server_host,
             _other_hosts: [dns_host, apple_host, users_host],
-            _net: net,
+            net,
             _directory: directory,
         };
         world.step(&format!(
@@ -143,15 +207,12 @@ impl World {
     /// A user registers a device with the legacy command.
     #[track_caller]
     pub(crate) fn register(&mut self, user: &str, node: &str, token: &DeviceToken) -> Reply {
-        let token = token.as_str();
-        let fields = [
-            ("FORM_TYPE", REGISTER),
-            ("type", "apns"),
-            ("node", node),
-            ("token", token),
-        ];
-        self.users
-            .command(user, campanile::DOMAIN, "v1-register-push", &fields)
+        self.users.command(
+            user,
+            campanile::DOMAIN,
+            "v1-register-push",
+            &registration(node, token),
+        )
     }
 
     /// A user ends the registration of a device.
@@ -166,7 +227,20 @@ impl World {
     /// secret.
     #[track_caller]
     pub(crate) fn sign_up(&mut self, user: &str, node: &str, token: &DeviceToken) -> String {
-        self.users.login(user, &self.server);
+        self.users.login(user, &*self.server);
+        let secret = self.register_and_enable(user, node, token);
+        self.users.logout(user);
+        secret
+    }
+
+    /// A user who is logged in registers her device and enables push with what she got. Gives the secret.
+    #[track_caller]
+    pub(crate) fn register_and_enable(
+        &mut self,
+        user: &str,
+        node: &str,
+        token: &DeviceToken,
+    ) -> String {
         let reply = self.register(user, node, token);
         assert_eq!(reply.kind, "result", "{reply:?}");
         // The client takes no other word, not even the right one of XEP-0050.
@@ -175,16 +249,40 @@ impl World {
         assert_eq!(reply.field("node"), node);
         let secret = reply.field("secret").to_owned();
         assert!(secret.len() >= 32, "128 bits or more");
-        let enabled = self.users.enable(user, campanile::DOMAIN, node, &secret);
-        assert_eq!(enabled.kind, "result", "{enabled:?}");
-        self.users.logout(user);
+        if let Some(component) = self.server.stand_in() {
+            self.users.attach(&component);
+            let sender = format!("{user}@{}", component.domain);
+            let reply = self.users.command_from(
+                Some(&sender),
+                component.domain,
+                campanile::DOMAIN,
+                "v1-register-push",
+                &registration(node, token),
+            );
+            let secret = reply.field("secret").to_owned();
+            let registered = (node.to_owned(), secret);
+            self.registered.insert(user.to_owned(), registered);
+        } else {
+            let enabled = self.users.enable(user, campanile::DOMAIN, node, &secret);
+            assert_eq!(enabled.kind, "result", "{enabled:?}");
+        }
         secret
     }
 
     /// Bob sends a message to a user who is offline: her server publishes once, and this is how
-    /// Campanile answers.
+    /// Campanile answers. Where it has no push module its stand-in publishes.
     #[track_caller]
     pub(crate) fn publish(&mut self, to: &str) -> Answer {
+        if let Some(component) = self.server.stand_in() {
+            let (node, secret) = &self.registered[to];
+            let reply = self
+                .users
+                .publish(&component, campanile::DOMAIN, node, secret);
+            return match reply.error {
+                None => Answer::Result,
+                Some(error) => Answer::Error(error),
+            };
+        }
         let before = self.server.publishes(campanile::DOMAIN).len();
         let to = format!("{to}@{}", self.server.domain());
         self.users.message("bob", &to, BODY);
@@ -234,7 +332,7 @@ impl World {
     /// Fails unless both servers asked the network's DNS for each other.
     #[track_caller]
     pub(crate) fn assert_found_by_dns(&self) {
-        let (server, push) = (self.mode.domain(), campanile::DOMAIN);
+        let (server, push) = (self.server.domain(), campanile::DOMAIN);
         let asked = |kind, name: &str, by| {
             assert!(
                 self.dns.was_asked(kind, name, by),
@@ -259,11 +357,21 @@ impl World {
     pub(crate) fn assert_log_tells_nothing(&self, private: &[&str]) {
         let log = self.campanile.log().to_lowercase();
         assert!(
-            log.contains(self.mode.domain()),
+            log.contains(self.server.domain()),
             "the log is one of this test"
         );
         for text in private {
             assert!(!log.contains(&text.to_lowercase()), "{text} is in the log");
         }
     }
+}
+
+/// The form of the legacy command that registers a device.
+fn registration<'a>(node: &'a str, token: &'a DeviceToken) -> [(&'static str, &'a str); 4] {
+    [
+        ("FORM_TYPE", REGISTER),
+        ("type", "apns"),
+        ("node", node),
+        ("token", token.as_str()),
+    ]
 }
