@@ -22,6 +22,8 @@ const KEPT_BYTES: usize = 4 * READ_BYTES;
 /// How long a closed stream is read on, so that the peer gets our last words before the reset that
 /// unread data would cause.
 const LINGER: Duration = Duration::from_secs(2);
+/// How much of it is read at most: a peer that talks on costs no more than a large stanza does.
+const LINGER_BYTES: usize = 1 << 20;
 
 /// A connection, its receive buffer, and what is known of the stream in it.
 pub(crate) struct Framed<T> {
@@ -205,13 +207,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
         let goodbye = async {
             self.io.write_all(&bytes).await?;
             self.io.shutdown().await?;
-            loop {
+            let mut heard = 0;
+            while heard < LINGER_BYTES {
                 self.buffer.clear();
                 self.buffer.reserve(READ_BYTES);
-                if self.io.read_buf(&mut self.buffer).await? == 0 {
-                    return Ok::<(), std::io::Error>(());
+                match self.io.read_buf(&mut self.buffer).await? {
+                    0 => break,
+                    read => heard += read,
                 }
             }
+            Ok::<(), std::io::Error>(())
         };
         // Whatever happens, the connection is over.
         let _ = timeout(LINGER, goodbye).await;

@@ -1,5 +1,6 @@
 //! What ends a stream, and with which words.
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::peer::{Peer, STARTTLS, authenticated, call, connect, header, publish, start_tls};
@@ -205,4 +206,19 @@ async fn beyond_the_limit_connections_wait_their_turn() {
     assert_eq!(service.count("connections_accepted_total").await, 1);
     drop(first);
     second.until("</stream:features>").await;
+}
+
+#[actix::test]
+async fn who_talks_on_after_the_end_is_not_listened_to() {
+    let world = World::new();
+    let service = world.start(&world.config());
+    let mut stranger = TcpStream::connect(service.address).await.unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let chunk = [b'x'; 64 << 10];
+    let mut taken = 0;
+    while stranger.write_all(&chunk).await.is_ok() {
+        taken += chunk.len();
+        // Most of it is in the buffers of the system.
+        assert!(taken < 32 << 20, "{taken} bytes were taken");
+    }
 }
