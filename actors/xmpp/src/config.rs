@@ -51,8 +51,8 @@ pub struct Config {
     pub streams_per_domain_max: usize,
     /// Most domains that one stream may be authenticated for (XEP-0220 §2.5).
     pub domains_per_stream_max: usize,
-    /// Whole stanzas and other elements read per second from one stream, a second's worth at once; above,
-    /// the peer is slowed down by TCP.
+    /// Whole stanzas and other elements read per second from one stream, a second's worth at once; one
+    /// counts once for each 2048 bytes. Above, the peer is slowed down by TCP.
     pub stanzas_per_second_max: u32,
     /// Pushes one stream may have unanswered. When all are in use the peer is slowed down by TCP.
     pub tickets_per_stream: u32,

@@ -114,7 +114,8 @@ impl Intake {
                     continue;
                 }
             };
-            if let Err(later) = self.taken.borrow_mut().take(self.pace, now) {
+            let taken = self.taken.borrow_mut().take_stanza(self.pace, len, now);
+            if let Err(later) = taken {
                 return Ok(Some(later));
             }
             // What is no stanza was settled before, or is for nobody here.

@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// Entries from which on a [`Pacer`] looks for those it can forget.
 const FORGET_FROM: usize = 1024;
 
+/// A stanza counts once for each of these bytes: the work is in the bytes.
+const STANZA_BYTES: usize = 2048;
+
 /// So many times a second, and more at once after a quiet time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
@@ -38,11 +41,30 @@ impl Taken {
     /// # Errors
     /// When there will be one, if there is none now.
     pub(crate) fn take(&mut self, pace: Pace, now: Instant) -> Result<(), Instant> {
-        let next = self.0.map_or(now, |made_up| made_up.max(now)) + pace.interval;
-        match next.checked_sub(pace.burst) {
+        self.take_at_once(pace, 1, now)
+    }
+
+    /// Takes what a stanza of `len` bytes counts.
+    ///
+    /// # Errors
+    /// When it has its turn, if that is not now.
+    pub(crate) fn take_stanza(
+        &mut self,
+        pace: Pace,
+        len: usize,
+        now: Instant,
+    ) -> Result<(), Instant> {
+        let count = len.div_ceil(STANZA_BYTES).max(1);
+        self.take_at_once(pace, u32::try_from(count).unwrap_or(u32::MAX), now)
+    }
+
+    /// Takes so many as soon as there is one, however long it takes to make up for the others.
+    fn take_at_once(&mut self, pace: Pace, count: u32, now: Instant) -> Result<(), Instant> {
+        let made_up = self.0.map_or(now, |made_up| made_up.max(now));
+        match (made_up + pace.interval).checked_sub(pace.burst) {
             Some(earliest) if earliest > now => Err(earliest),
             _ => {
-                self.0 = Some(next);
+                self.0 = Some(made_up + pace.interval.saturating_mul(count));
                 Ok(())
             }
         }
@@ -100,6 +122,19 @@ mod tests {
         let later = start + 60 * SECOND;
         let passed = (0..100).filter(|_| taken.take(pace, later).is_ok()).count();
         assert_eq!(passed, 20);
+    }
+
+    #[test]
+    fn large_stanzas_are_made_up_for_by_their_size() {
+        let pace = Pace::per_second(10, SECOND);
+        let mut taken = Taken::default();
+        let start = Instant::now();
+        assert!(taken.take_stanza(pace, 64 * STANZA_BYTES, start).is_ok());
+        let next = taken.take_stanza(pace, 1, start).unwrap_err();
+        assert_eq!(next - start, SECOND / 10 * (64 - 9));
+        assert!(taken.take_stanza(pace, STANZA_BYTES, next).is_ok());
+        let next = taken.take(pace, next).unwrap_err();
+        assert_eq!(next - start, SECOND / 10 * (64 - 8));
     }
 
     #[test]

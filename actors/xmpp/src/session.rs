@@ -715,7 +715,7 @@ impl StreamTask {
                     continue;
                 }
             };
-            if let Err(later) = self.taken.take(self.pace, now) {
+            if let Err(later) = self.taken.take_stanza(self.pace, len, now) {
                 return Ok(Some(Pause::Until(later)));
             }
             let rest = self.take_stanza(stream, len, batch)?;

@@ -139,6 +139,25 @@ async fn stanzas_beyond_the_pace_are_late_and_not_refused() {
 }
 
 #[actix::test]
+async fn large_stanzas_count_for_more() {
+    let world = World::new();
+    let mut config = world.config();
+    config.stanzas_per_second_max = 20;
+    let mut service = world.start(&config);
+    let mut peer = authenticated(&service, &world).await;
+    let large = " ".repeat(60_000) + "</pubsub>";
+    let large = publish("large", "node").replace("</pubsub>", &large);
+    let begun = Instant::now();
+    peer.send(&format!("{large}{}", publish("next", "node")))
+        .await;
+    let mut taken = 0;
+    while taken < 2 {
+        taken += service.settle(PushOutcome::Accepted).await.len();
+    }
+    assert!(begun.elapsed().as_millis() >= 400, "{:?}", begun.elapsed());
+}
+
+#[actix::test]
 async fn a_stanza_declares_so_many_namespaces() {
     let world = World::new();
     let mut config = world.config();
