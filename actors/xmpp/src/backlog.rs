@@ -1,7 +1,6 @@
 //! Answers that wait for one stream, in order and bounded.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -11,8 +10,6 @@ use tokio::time::Instant;
 const WRITE_BYTES: usize = 64 * 1024;
 /// Times an answer is tried to be written: what was on a stream that broke goes once more on the next.
 const TRIES_MAX: u32 = 2;
-/// How long an answer that was written is kept in case that the stream had ended before it arrived.
-pub(crate) const RECENT: Duration = Duration::from_secs(2);
 
 /// Answers of one batch.
 pub(crate) struct Chunk {
@@ -160,6 +157,7 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use tokio::sync::Semaphore;
 
@@ -230,7 +228,7 @@ mod tests {
         }
         let mut recent = Recent::default();
         recent.add(queue.take(), begun);
-        recent.add(vec![chunk("three")], begun + RECENT);
+        recent.add(vec![chunk("three")], begun + Duration::from_secs(2));
         assert_eq!(recent.oldest(), Some(begun));
         recent.forget(begun);
         assert_eq!(queue.put_back(recent.into_chunks()), 0);

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::Ingress;
-use crate::backlog::{Chunk, Queue, RECENT, Recent};
+use crate::backlog::{Chunk, Queue, Recent};
 use crate::backoff::Backoff;
 use crate::gate::{self, Count, Lane};
 use crate::intake::Intake;
@@ -37,6 +37,14 @@ const BACKOFF_MAX: Duration = Duration::from_secs(20);
 const BACKOFF_MEMORY: Duration = Duration::from_secs(60);
 /// Pings in a row without answer after which a peer is taken for one that does not answer pings.
 const PINGS_MAX: u32 = 2;
+
+/// Round trips after which what was written is believed to have arrived: had the peer closed the stream
+/// before it came, that would be known by then. Answers are repeated only within that time, so that a peer
+/// that restarts is not answered twice.
+const ARRIVAL_ROUND_TRIPS: u32 = 4;
+/// The bounds of that time.
+const ARRIVAL_MIN: Duration = Duration::from_millis(50);
+const ARRIVAL_MAX: Duration = Duration::from_secs(2);
 
 /// Answers for one stream.
 #[derive(Message)]
@@ -397,7 +405,18 @@ impl Keeper {
             }
         };
         let (local, remote) = &self.pair;
-        let Talk { framed, recent, .. } = talk;
+        let Talk {
+            framed,
+            mut recent,
+            arrival,
+            ping,
+            ..
+        } = talk;
+        if ping.is_none()
+            && let Some(before) = Instant::now().checked_sub(arrival)
+        {
+            recent.forget(before);
+        }
         match end {
             End::Done => {
                 tracing::debug!(%local, peer = %remote, "stream to a peer closed");
@@ -408,7 +427,7 @@ impl Keeper {
                 tracing::debug!(%local, peer = %remote, reason = %fault, "stream to a peer ended");
                 self.put_back(recent.into_chunks());
                 framed.close_after(&fault).await;
-                first_written.is_some_and(|at| at.elapsed() > RECENT)
+                first_written.is_some_and(|at| at.elapsed() > ARRIVAL_MAX)
             }
         }
     }
@@ -465,6 +484,8 @@ struct Talk {
     framed: Connection,
     limits: PeerLimits,
     recent: Recent,
+    /// After what time an answer is believed to have arrived.
+    arrival: Duration,
     /// The ping that is not answered, and until when it should be.
     ping: Option<(Ping, Instant)>,
     /// When it was last known that what we write arrives.
@@ -481,13 +502,19 @@ struct Talk {
 
 impl Talk {
     fn new(ingress: &Ingress, opened: Opened) -> Self {
-        let Opened { framed, limits, .. } = opened;
+        let Opened {
+            framed,
+            limits,
+            round_trip,
+            ..
+        } = opened;
         let config = ingress.config();
         let now = Instant::now();
         Self {
             framed,
             limits,
             recent: Recent::default(),
+            arrival: (round_trip * ARRIVAL_ROUND_TRIPS).clamp(ARRIVAL_MIN, ARRIVAL_MAX),
             ping: None,
             proof: now,
             spoken: now,
@@ -550,7 +577,7 @@ impl Talk {
             Some((_, until)) => due = due.min(*until),
             None => {
                 if let Some(oldest) = self.recent.oldest() {
-                    due = due.min(oldest + RECENT);
+                    due = due.min(oldest + self.arrival);
                 }
             }
         }
@@ -564,7 +591,7 @@ impl Talk {
             // Until it is answered nothing is known to have arrived.
             Some(_) => {}
             None => {
-                if let Some(before) = now.checked_sub(RECENT) {
+                if let Some(before) = now.checked_sub(self.arrival) {
                     self.recent.forget(before);
                 }
             }

@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::resolve::{ResolveError, Resolver, Target};
 
@@ -37,6 +37,8 @@ pub(crate) enum Unreachable {
 pub(crate) struct Reached {
     pub(crate) target: Target,
     pub(crate) tcp: TcpStream,
+    /// How long the connection took to be made: about one round trip, or more.
+    pub(crate) round_trip: Duration,
 }
 
 /// Connects to one target after the other, and to the next one beside a slow one.
@@ -81,12 +83,18 @@ pub(crate) async fn reach(
     limit: Duration,
 ) -> Result<Reached, Unreachable> {
     let addresses = resolver.addresses(&target).await?;
+    let began = Instant::now();
     let tcp = connect(&addresses, limit).await?;
+    let round_trip = began.elapsed();
     tcp.set_nodelay(true)?;
     let socket = SockRef::from(&tcp);
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    Ok(Reached { target, tcp })
+    Ok(Reached {
+        target,
+        tcp,
+        round_trip,
+    })
 }
 
 /// Connects to the first of `addresses` that answers, all of it within `limit`.
@@ -118,7 +126,6 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use tokio::net::{TcpListener, TcpSocket};
-    use tokio::time::Instant;
 
     use super::super::resolve::Security;
     use super::*;

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use messages::Domain;
 use rustls::SignatureScheme;
@@ -146,6 +147,7 @@ struct Secured {
     proven: bool,
     /// Whether the peer was told that it may send on this stream.
     bidirectional: bool,
+    round_trip: Duration,
 }
 
 /// An authenticated stream.
@@ -156,6 +158,8 @@ pub(crate) struct Opened {
     pub(crate) limits: PeerLimits,
     /// Whether the peer may send on it (XEP-0288).
     pub(crate) bidirectional: bool,
+    /// About how long a word to the peer and its answer take.
+    pub(crate) round_trip: Duration,
 }
 
 /// How to authenticate.
@@ -309,7 +313,11 @@ async fn secure(
     approach: Approach,
     trace: &RefCell<Trace>,
 ) -> Result<Secured, Failure> {
-    let Reached { target, tcp } = reached;
+    let Reached {
+        target,
+        tcp,
+        round_trip,
+    } = reached;
     note(trace, Stage::Header, |trace| {
         trace.address = tcp.peer_addr().ok();
         trace.tls = None;
@@ -338,7 +346,9 @@ async fn secure(
         let tls = handshake
             .await
             .map_err(|error| Failure::at(Stage::Tls)(error.into()))?;
-        greet(ingress, local, remote, tls, trace).await
+        let mut secured = greet(ingress, local, remote, tls, trace).await?;
+        secured.round_trip = round_trip;
+        Ok(secured)
     };
     timeout(ingress.config().connect_timeout(), secured)
         .await
@@ -411,6 +421,7 @@ async fn greet(
         features,
         proven: verdict.is_ok(),
         bidirectional: false,
+        round_trip: Duration::ZERO,
     })
 }
 
@@ -542,6 +553,7 @@ impl Secured {
             framed: self.framed,
             method,
             bidirectional: self.bidirectional,
+            round_trip: self.round_trip,
             limits: limits.or(PeerLimits::of(&self.features)),
         }))
     }
