@@ -404,9 +404,11 @@ mod tests {
             assert_eq!(closed, MailboxError::Closed);
         }
 
-        async fn drain(&self, within: Duration) -> Drained {
+        /// Begins to drain at once, to be awaited later.
+        fn drain(&self, within: Duration) -> impl Future<Output = Drained> + use<> {
             let deadline = Instant::now() + within;
-            self.handles.drain.send(Drain { deadline }).await.unwrap()
+            let request = self.handles.drain.send(Drain { deadline });
+            async { request.await.unwrap() }
         }
     }
 
@@ -466,10 +468,13 @@ mod tests {
         let first = gate.occupy().await;
         let items = vec![touch(1), touch(2)];
         gate.handles.touch.try_send(TouchBatch { items }).unwrap();
+        let drain = gate.drain(Duration::from_secs(30));
+        // Draining before the first request is through.
+        gate.counter("registry_touches_waiting").await;
         let full = Error::Sync(std::io::ErrorKind::StorageFull.into());
         gate.results.send(Ok(())).unwrap();
         gate.results.send(Err(full)).unwrap();
-        assert_eq!(gate.drain(Duration::from_secs(30)).await.abandoned, 2);
+        assert_eq!(drain.await.abandoned, 2);
         first.await.unwrap();
     }
 
