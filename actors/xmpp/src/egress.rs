@@ -43,7 +43,7 @@ const PINGS_MAX: u32 = 2;
 /// that restarts is not answered twice.
 const ARRIVAL_ROUND_TRIPS: u32 = 4;
 /// The bounds of that time.
-const ARRIVAL_MIN: Duration = Duration::from_millis(50);
+const ARRIVAL_MIN: Duration = Duration::from_millis(10);
 const ARRIVAL_MAX: Duration = Duration::from_secs(2);
 
 /// Answers for one stream.

@@ -150,8 +150,8 @@ async fn what_went_into_a_dead_stream_goes_out_again() {
     returning.expect(&result("id-3")).await;
     returning.expect_error("connection-timeout").await;
     let mut returning = answer_external(&home, &world).await;
-    // The first was written shortly before, and is repeated to be sure.
-    for id in ["id-1", "id-2", "id-3"] {
+    // The first was written long before the ping, when nothing spoke against its arrival.
+    for id in ["id-2", "id-3"] {
         returning.expect(&result(id)).await;
     }
     assert_eq!(service.count("replies_lost_total").await, 0);
