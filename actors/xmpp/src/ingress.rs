@@ -441,7 +441,7 @@ pub(crate) fn load_trust(config: &Config) -> (Trust, Vec<Error>) {
 /// One thing that `campanile check` reports.
 #[derive(Debug)]
 pub struct Finding {
-    /// Whether the service does not start with it.
+    /// Whether the service does not start with it, or peers do not talk to it.
     pub fatal: bool,
     /// What is wrong and what to do.
     pub error: Error,
@@ -480,11 +480,15 @@ pub fn inspect(config: &Config, domains: &[DomainConfig], clock: &Clock) -> Vec<
     findings
 }
 
+/// Why the folder of a file that is still to be made cannot be made either: no part of its path exists.
 fn missing_folder(file: &Path) -> Option<Error> {
-    let folder = file
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())?;
-    let error = std::fs::metadata(folder).err()?;
+    let folder = file.ancestors().skip(1).find(|folder| folder.exists());
+    let error = match folder {
+        Some(folder) if folder.is_dir() => return None,
+        Some(_) => std::io::Error::from(std::io::ErrorKind::NotADirectory),
+        // A relative path without a folder.
+        None => return None,
+    };
     Some(Error::DialbackSecret {
         file: file.to_owned(),
         source: error,
@@ -501,21 +505,21 @@ fn inspect_certificate(config: &DomainConfig, clock: &Clock) -> Vec<Finding> {
         return Vec::new();
     };
     let now = clock.now();
-    let mut errors = weaknesses(leaf, &domain, file, now);
+    let mut findings: Vec<Finding> = weaknesses(leaf, &domain, file, now)
+        .into_iter()
+        .map(|error| Finding { fatal: true, error })
+        .collect();
     let days = days_left(leaf, now);
-    if errors.is_empty() && days < EXPIRY_DAYS {
-        errors.push(Error::Expiring {
-            certificate: file.clone(),
-            days,
+    if findings.is_empty() && days < EXPIRY_DAYS {
+        findings.push(Finding {
+            fatal: false,
+            error: Error::Expiring {
+                certificate: file.clone(),
+                days,
+            },
         });
     }
-    errors
-        .into_iter()
-        .map(|error| Finding {
-            fatal: false,
-            error,
-        })
-        .collect()
+    findings
 }
 
 /// Why peers would not take the certificate of a file as that of `domain`.

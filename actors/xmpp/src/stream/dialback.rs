@@ -1,8 +1,8 @@
 //! Server dialback: keys, and the words about them (XEP-0220, XEP-0185).
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,34 +26,25 @@ impl KeyMaker {
         Self(hmac::Key::new(hmac::HMAC_SHA256, hashed.as_bytes()))
     }
 
-    /// Reads the secret, or creates the file, readable by its owner only.
+    /// Reads the secret, or creates the file, readable by its owner only, and its folder. A start that is
+    /// cut short leaves either no file or a whole one.
     pub(crate) fn from_file(file: &Path) -> Result<Self, Error> {
         let failed = |source| Error::DialbackSecret {
             file: file.to_owned(),
             source,
         };
-        let secret = random()?;
-        let created = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(file);
-        match created {
-            Ok(mut created) => {
-                let text = hex(&secret);
-                created.write_all(text.as_bytes()).map_err(failed)?;
-                created.sync_all().map_err(failed)?;
+        match fs::read(file) {
+            Ok(text) => match text.trim_ascii() {
+                short if short.len() < SECRET_BYTES => Err(failed(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "it has fewer than 32 bytes: remove it, and a new one is made",
+                ))),
+                secret => Ok(Self::new(secret)),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let text = hex(&random()?);
+                create(file, text.as_bytes()).map_err(failed)?;
                 Ok(Self::new(text.as_bytes()))
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let text = fs::read(file).map_err(failed)?;
-                match text.trim_ascii() {
-                    short if short.len() < SECRET_BYTES => Err(failed(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "it has fewer than 32 bytes",
-                    ))),
-                    secret => Ok(Self::new(secret)),
-                }
             }
             Err(error) => Err(failed(error)),
         }
@@ -76,6 +67,25 @@ impl KeyMaker {
         let ours = self.key(receiving, originating, stream_id);
         ours.as_bytes().ct_eq(key.trim().as_bytes()).into()
     }
+}
+
+fn create(file: &Path, secret: &[u8]) -> io::Result<()> {
+    if let Some(folder) = file.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
+    }
+    let fresh = file.with_extension("fresh");
+    let mut written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&fresh)?;
+    written.write_all(secret)?;
+    written.sync_all()?;
+    fs::rename(&fresh, file)
 }
 
 /// Hands out stream ids: unique, and unpredictable to all who do not know the key of this process

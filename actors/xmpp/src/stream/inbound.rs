@@ -511,8 +511,8 @@ impl Inbound {
             || self.ingress.judge(&self.chain, &from).is_ok()
         {
             // The certificate says it already, or another key did: nobody needs to be asked.
-            self.admit(from.clone(), "dialback without dialling")?;
-            return self.answer_claim(&from, &to, true).await.map(|()| None);
+            let method = "dialback without dialling";
+            return self.admit_claim(&from, &to, method).await.map(|()| None);
         } else if self.ingress.config().require_certificates {
             if !self.is_authenticated() {
                 return Err(Fault::refuse(
@@ -549,10 +549,7 @@ impl Inbound {
         self.verifying = self.verifying.saturating_sub(1);
         let Verified { from, to, said } = verified;
         match said {
-            Ok(true) => {
-                self.admit(from.clone(), "dialback")?;
-                self.answer_claim(&from, &to, true).await
-            }
+            Ok(true) => self.admit_claim(&from, &to, "dialback").await,
             Ok(false) => {
                 const REASON: &str = "dialback: the authoritative server denies the key";
                 self.answer_claim(&from, &to, false).await?;
@@ -615,6 +612,25 @@ impl Inbound {
         write::empty(&mut answer, "db:verify", &attributes);
         self.accounted = true;
         self.framed.send(&answer).await
+    }
+
+    /// Admits a domain that is proven. Where there is no room for it, it is refused alone: the domains that
+    /// the stream has already stay.
+    async fn admit_claim(
+        &mut self,
+        from: &Domain,
+        to: &Domain,
+        method: &'static str,
+    ) -> Result<(), Fault> {
+        match self.admit(from.clone(), method) {
+            Ok(()) => self.answer_claim(from, to, true).await,
+            Err(_) if self.is_authenticated() => {
+                let condition = Condition::ResourceConstraint;
+                self.refuse_claim(from, to, ErrorType::Wait, condition)
+                    .await
+            }
+            Err(fault) => Err(fault),
+        }
     }
 
     async fn answer_claim(&mut self, from: &Domain, to: &Domain, valid: bool) -> Result<(), Fault> {

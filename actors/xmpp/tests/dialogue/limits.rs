@@ -233,7 +233,15 @@ async fn one_stream_speaks_for_so_many_domains() {
     }
     let claim = "<db:result from='c.test' to='push.test'>key</db:result>";
     called.peer.send(claim).await;
-    called.peer.expect_error("resource-constraint").await;
+    let refusal = called.peer.until("</db:result>").await;
+    assert!(refusal.contains("<resource-constraint "), "{refusal}");
+    // The stream goes on for those that it has.
+    called
+        .peer
+        .send("<db:result from='a.test' to='push.test'>key</db:result>")
+        .await;
+    let valid = "<db:result from='push.test' to='a.test' type='valid'/>";
+    called.peer.expect(valid).await;
 }
 
 #[actix::test]
