@@ -227,7 +227,8 @@ impl Handler<AdoptStream> for Gate {
         match prepare(socket) {
             Ok(socket) => {
                 self.sessions.retain(Addr::connected);
-                let session = Session::start(Rc::clone(&self.lane), socket, address, kind, places);
+                let lane = Rc::clone(&self.lane);
+                let session = Session::start(lane, Box::new(socket), address, kind, places);
                 self.sessions.push(session);
             }
             Err(error) => tracing::info!(%address, %error, "a connection could not be taken over"),

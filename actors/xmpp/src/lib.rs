@@ -24,6 +24,8 @@ pub mod component;
 mod config;
 pub mod egress;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod gate;
 mod ingress;
 mod intake;

@@ -23,7 +23,6 @@ use messages::{
     RegistryError, Rejection, Ticket,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{self, sleep_until, timeout, timeout_at};
 
@@ -39,7 +38,7 @@ use crate::service::{self, Answer, Service};
 use crate::stream::framed::Framed;
 use crate::stream::inbound::{self, Inbound};
 use crate::stream::tls::Kind;
-use crate::stream::{Explained, Fault, Stage, Trace, ns};
+use crate::stream::{Explained, Fault, Socket, Stage, Trace, ns};
 use crate::xml::publish::{self, PublishIq, Read};
 use crate::xml::splitter::Unit;
 use crate::xml::stanza::IqHead;
@@ -351,7 +350,7 @@ impl Session {
     /// Starts on the current arbiter.
     pub(crate) fn start(
         lane: Rc<Lane>,
-        socket: TcpStream,
+        socket: Box<dyn Socket>,
         address: SocketAddr,
         kind: Kind,
         places: Places,
@@ -560,7 +559,7 @@ impl StreamTask {
         }
     }
 
-    async fn run(mut self, socket: TcpStream, kind: Kind, address: SocketAddr) {
+    async fn run(mut self, socket: Box<dyn Socket>, kind: Kind, address: SocketAddr) {
         let lane = Rc::clone(&self.core.lane);
         let limit = lane.ingress.config().authentication_timeout();
         let deadline = time::Instant::now() + limit;

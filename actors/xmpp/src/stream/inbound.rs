@@ -10,18 +10,21 @@ use std::time::Duration;
 
 use messages::Domain;
 use rustls::pki_types::CertificateDer;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::external::{self, Refusal};
 use super::framed::Framed;
-use super::outbound::{self, Failure};
+use super::outbound::Failure;
+#[cfg(not(any(test, fuzzing)))]
+use super::outbound::verify;
 use super::tls::{self, Kind};
-use super::{Fault, Stage, Trace, ns, open_stream, proof};
+use super::{Fault, Socket, Stage, Trace, ns, open_stream, proof};
 use crate::Ingress;
 use crate::census::{Origin, Seat};
+#[cfg(any(test, fuzzing))]
+use crate::fuzzing::verify;
 use crate::ingress::Served;
 use crate::jid;
 use crate::xml::stanza::{Condition, ErrorType};
@@ -41,7 +44,7 @@ struct Opening {
 /// Leads a new connection to a secured stream with features sent. On a fault the peer has been told and
 /// the connection is closed.
 pub(crate) async fn secure(
-    tcp: TcpStream,
+    tcp: Box<dyn Socket>,
     kind: Kind,
     address: SocketAddr,
     ingress: &Ingress,
@@ -59,7 +62,7 @@ pub(crate) async fn secure(
         Kind::StartTls => {
             let mut clear = Framed::new(tcp, limits, config.write_stall());
             clear.set_allowance(Some(config.bytes_before_authentication_max));
-            let opening = match within(deadline, start_tls(&mut clear, ingress, trace)).await {
+            let opening = match start_tls(&mut clear, ingress, deadline, trace).await {
                 Ok(opening) => opening,
                 Err(fault) => {
                     clear.close_after(&fault).await;
@@ -83,11 +86,8 @@ pub(crate) async fn secure(
     trace.stage = Stage::Header;
     let mut framed = Framed::new(tls, limits, config.write_stall());
     framed.set_allowance(allowance);
-    let secured = within(
-        deadline,
-        reopen(&mut framed, ingress, before.as_ref(), trace),
-    )
-    .await;
+    let before = before.as_ref();
+    let secured = reopen(&mut framed, ingress, before, deadline, trace).await;
     let (local, peer, id) = match secured {
         Ok(secured) => secured,
         Err(fault) => {
@@ -134,12 +134,13 @@ async fn within<T>(
 
 /// Headers, features and the request for TLS, all in clear text.
 async fn start_tls(
-    clear: &mut Framed<TcpStream>,
+    clear: &mut Framed<Box<dyn Socket>>,
     ingress: &Ingress,
+    deadline: Instant,
     trace: &mut Trace,
 ) -> Result<Opening, Fault> {
     let mut answer = Vec::new();
-    let opening = open(clear, ingress, None, &mut answer, trace).await?;
+    let opening = open(clear, ingress, None, deadline, &mut answer, trace).await?;
     trace.stage = Stage::StartTls;
     write::element(&mut answer, "stream:features", &[], |out| {
         write::element(out, "starttls", &[("xmlns", ns::TLS)], |out| {
@@ -147,7 +148,7 @@ async fn start_tls(
         });
     });
     clear.send(&answer).await?;
-    let request = clear.element().await?;
+    let request = within(deadline, clear.element()).await?;
     if request.is("starttls", ns::TLS) {
         clear
             .send(b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
@@ -165,13 +166,14 @@ async fn start_tls(
 
 /// The header of the secured stream, answered.
 async fn reopen(
-    framed: &mut Framed<TlsStream<TcpStream>>,
+    framed: &mut Framed<TlsStream<Box<dyn Socket>>>,
     ingress: &Ingress,
     before: Option<&Opening>,
+    deadline: Instant,
     trace: &mut Trace,
 ) -> Result<(Domain, Domain, String), Fault> {
     let mut answer = Vec::new();
-    let opening = open(framed, ingress, before, &mut answer, trace).await?;
+    let opening = open(framed, ingress, before, deadline, &mut answer, trace).await?;
     framed.send(&answer).await?;
     match opening.peer {
         Some(peer) => Ok((opening.local, peer, opening.id)),
@@ -188,6 +190,7 @@ async fn open<T>(
     framed: &mut Framed<T>,
     ingress: &Ingress,
     before: Option<&Opening>,
+    deadline: Instant,
     answer: &mut Vec<u8>,
     trace: &mut Trace,
 ) -> Result<Opening, Fault>
@@ -195,10 +198,10 @@ where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     let id = ingress.stream_id();
-    let header = match framed.header().await {
+    let header = match within(deadline, framed.header()).await {
         Ok(header) => header,
         Err(fault) => {
-            if matches!(fault, Fault::Xml(_) | Fault::Refused { .. }) {
+            if fault.stream_error().is_some() {
                 open_stream(answer, ingress.first(), None, Some(&id));
                 framed.send(answer).await?;
             }
@@ -267,7 +270,7 @@ where
 
 /// A secured stream.
 pub(crate) struct Inbound {
-    pub(crate) framed: Framed<TlsStream<TcpStream>>,
+    pub(crate) framed: Framed<TlsStream<Box<dyn Socket>>>,
     address: IpAddr,
     ingress: Ingress,
     /// The domain the stream was opened to.
@@ -318,7 +321,7 @@ impl Verification {
         let Self {
             from, to, key, id, ..
         } = self;
-        let asked = outbound::verify(&ingress, &to, &from, &id, &key);
+        let asked = verify(&ingress, &to, &from, &id, &key);
         let said = tokio::time::timeout(VERIFICATION_LIMIT, asked)
             .await
             .unwrap_or(Err(Failure::TimedOut));
@@ -462,10 +465,11 @@ impl Inbound {
             &mut self.framed,
             &self.ingress,
             Some(&before),
+            deadline,
             &mut answer,
             &mut trace,
         );
-        self.id = within(deadline, opened).await?.id;
+        self.id = opened.await?.id;
         self.offers_external = false;
         self.render_features(&mut answer);
         self.framed.send(&answer).await

