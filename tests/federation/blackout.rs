@@ -75,7 +75,7 @@ fn start(name: &str) -> World {
     for (number, user) in USERS.into_iter().enumerate() {
         world.sign_up(user, &format!("device-{number}"), &token(number));
     }
-    world.users.login("bob", &*world.server);
+    world.login("bob");
     world.step("all users have registered, enabled push, and left");
     world
 }
@@ -108,7 +108,8 @@ fn assert_all_wake(world: &mut World) {
     world.step("publishes are answered again");
     for (number, publish) in all.iter().enumerate() {
         match &publish.answers[..] {
-            [Answer::Result] => {}
+            // What a stream carried that broke may come again on the next.
+            [Answer::Result] | [Answer::Result, Answer::Result] => {}
             // It was on its way when the service went; the server keeps the registration.
             [] if number < before => {}
             answers => panic!("publish {number} of {before}: {answers:?}"),

@@ -1,6 +1,7 @@
 //! The program itself, as a host of the network.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use simulators::Authority;
@@ -8,13 +9,16 @@ use simulators::Authority;
 use crate::apple::{self, Apple};
 use crate::net::Host;
 use crate::process::Process;
-use crate::server::Certificate;
+use crate::server::{COMPONENT_PORT, COMPONENT_SECRET, Certificate};
 
-/// The domain it serves.
+/// The domains it serves, each with a certificate of its own.
 pub(crate) const DOMAIN: &str = "push.test";
+pub(crate) const OTHER_DOMAIN: &str = "push2.test";
+pub(crate) const DOMAINS: [&str; 2] = [DOMAIN, OTHER_DOMAIN];
 
 /// Where it takes streams of other servers.
 pub(crate) const PORT: u16 = 5269;
+pub(crate) const TLS_PORT: u16 = 5270;
 
 /// What of its own code it logs: everything.
 const FILTER: &str = "info,campanile=trace,xmpp=trace,registration=trace,apns=trace,feedback=trace,\
@@ -31,45 +35,40 @@ pub(crate) struct Setup<'a> {
     pub(crate) apple: &'a Apple,
     pub(crate) authority: &'a Authority,
     pub(crate) certificate: Certificate,
+    /// The server of which it is a component, under the domain `service`.
+    pub(crate) component_of: Option<&'a Host>,
+    pub(crate) service: &'a str,
     pub(crate) directory: &'a Path,
 }
 
 impl Setup<'_> {
     pub(crate) fn start(&self) -> Campanile {
         let Self {
-            host,
-            apple,
-            authority,
-            ..
+            apple, authority, ..
         } = self;
         let directory = self.directory.join("campanile");
         fs::create_dir(&directory).expect("the directory of the test can be written");
         let root = authority
             .write_root(&directory, "authority")
             .expect("it can be written");
-        let (certificate, key) = self
-            .certificate
-            .issue(authority, &[DOMAIN])
-            .write(&directory, DOMAIN)
-            .expect("it can be written");
+        let domains = match self.component_of {
+            Some(server) => self.component(server, &directory),
+            None => self.domains(&directory),
+        };
         let text = format!(
             r#"
 [log]
 filter = "{FILTER}"
 
 [xmpp]
-listen = ["[{v6}]:{PORT}", "{v4}:{PORT}"]
+listen = {listen}
+listen_tls = {listen_tls}
 system_roots = false
 ca_files = ["{root}"]
 dialback_secret_file = "{dialback_secret}"
 allow_private_targets = true
 
-[[domains]]
-name = "{DOMAIN}"
-certificate = "{certificate}"
-key = "{key}"
-apps = ["demo"]
-
+{domains}
 [apps.demo]
 topic = "{topic}"
 team_id = "{team_id}"
@@ -82,11 +81,9 @@ ca_file = "{root}"
 path = "{store}"
 key_file = "{store_key}"
 "#,
-            v4 = host.v4,
-            v6 = host.v6,
+            listen = self.listen(PORT),
+            listen_tls = self.listen(TLS_PORT),
             root = root.display(),
-            certificate = certificate.display(),
-            key = key.display(),
             topic = apple::TOPIC,
             team_id = apple::TEAM_ID,
             key_id = apple::KEY_ID,
@@ -99,11 +96,49 @@ key_file = "{store_key}"
         );
         let configuration = directory.join("campanile.toml");
         fs::write(&configuration, text).expect("the directory of the test can be written");
-        let mut command = host.command(env!("CARGO_BIN_EXE_campanile"));
+        let mut command = self.host.command(env!("CARGO_BIN_EXE_campanile"));
         command.args(["serve", "--config"]).arg(configuration);
         let mut process = Process::start("campanile", command, &directory.join("campanile.log"));
         wait_until_ready(&mut process);
         Campanile { process }
+    }
+}
+
+impl Setup<'_> {
+    /// Where it takes streams of other servers; a component takes none.
+    fn listen(&self, port: u16) -> String {
+        let Host { v4, v6, .. } = self.host;
+        match self.component_of {
+            Some(_) => "[]".to_owned(),
+            None => format!("[\"[{v6}]:{port}\", \"{v4}:{port}\"]"),
+        }
+    }
+
+    fn domains(&self, directory: &Path) -> String {
+        let domain = |name: &str| {
+            let identity = self.certificate.issue(self.authority, &[name]);
+            let (certificate, key) = identity.write(directory, name).expect("it can be written");
+            let (certificate, key) = (certificate.display(), key.display());
+            format!(
+                "[[domains]]\nname = \"{name}\"\ncertificate = \"{certificate}\"\nkey = \"{key}\"\n\
+                 apps = [\"demo\"]\n"
+            )
+        };
+        DOMAINS.map(domain).concat()
+    }
+
+    fn component(&self, server: &Host, directory: &Path) -> String {
+        let name = self.service;
+        let secret = directory.join("component.secret");
+        fs::write(&secret, COMPONENT_SECRET).expect("the directory of the test can be written");
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))
+            .expect("the owner may say who reads it");
+        let (address, secret) = (server.v4, secret.display());
+        format!(
+            "[[domains]]\nname = \"{name}\"\napps = [\"demo\"]\n\
+             [[components]]\ndomain = \"{name}\"\nconnect = \"{address}:{COMPONENT_PORT}\"\n\
+             secret_file = \"{secret}\"\n"
+        )
     }
 }
 
@@ -127,6 +162,14 @@ impl Campanile {
     pub(crate) fn start_again(&mut self) {
         self.process.start_again();
         wait_until_ready(&mut self.process);
+    }
+
+    /// Waits until it has connected as a component for so many times.
+    #[track_caller]
+    pub(crate) fn wait_for_component(&mut self, times: usize) {
+        self.process.wait_for("component connected", |log| {
+            (log.matches("component connected").count() >= times).then_some(())
+        });
     }
 
     /// Asks it to end, as a service manager does, and fails unless it says that all work is done.

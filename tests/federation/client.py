@@ -111,7 +111,9 @@ async def logout(name):
 
 
 async def attach(name, jid, secret, host, port):
-    """Logs a component in (XEP-0114); it may speak for all of its domain."""
+    """Logs a component in (XEP-0114), unless it is; it may speak for all of its domain."""
+    if name in sessions and not sessions[name].ended.is_set():
+        return {}
     session = ComponentXMPP(jid, secret, host, port)
     session.add_event_handler("disconnected", lambda _: ended.set())
     ended = session.ended = asyncio.Event()
@@ -134,6 +136,11 @@ async def enable(name, service, node, secret):
     return await ask(sessions[name], None, content)
 
 
+async def disable(name, service):
+    content = ElementTree.Element(PUSH + "disable", jid=service)
+    return await ask(sessions[name], None, content)
+
+
 async def publish(name, service, node, secret, sender):
     """Does what a server's push module does (XEP-0357 §7), for servers that have none."""
     pubsub = "{http://jabber.org/protocol/pubsub}"
@@ -153,7 +160,8 @@ async def message(name, to, body):
 
 
 async def main():
-    known = (login, attach, lose, resume, bodies, logout, command, enable, publish, message)
+    known = (login, attach, lose, resume, bodies, logout, command, enable)
+    known += (disable, publish, message)
     actions = {act.__name__: act for act in known}
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(

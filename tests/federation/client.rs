@@ -196,6 +196,12 @@ impl Client {
         }))
     }
 
+    /// Ends push to a service at the user's server (XEP-0357 §6).
+    #[track_caller]
+    pub(crate) fn disable(&mut self, name: &str, service: &str) -> Reply {
+        self.iq(&json!({ "do": "disable", "name": name, "service": service }))
+    }
+
     /// Publishes from the domain of a component, as the push module of a server does.
     #[track_caller]
     pub(crate) fn publish(

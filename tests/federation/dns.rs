@@ -33,6 +33,13 @@ impl Zone {
         ))
     }
 
+    /// The SRV record of a domain for direct TLS (XEP-0368).
+    pub(crate) fn direct_tls(self, domain: &str, target: &str, port: u16) -> Self {
+        self.record(&format!(
+            "srv-host=_xmpps-server._tcp.{domain},{target},{port},10,5"
+        ))
+    }
+
     fn record(mut self, line: &str) -> Self {
         self.0.push_str(line);
         self.0.push('\n');

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::process::Process;
 use crate::publish::{Publish, attribute};
-use crate::server::{Make, Proofs, Server, Setup, fill};
-use crate::world::PASSWORD;
+use crate::server::{COMPONENT_PORT, COMPONENT_SECRET, Make, Proofs, Server, Setup, fill};
+use crate::world::{Link, PASSWORD, Route};
 
 /// A running ejabberd.
 pub(crate) struct Ejabberd {
@@ -29,14 +29,18 @@ impl Ejabberd {
         let pem = format!("{}{}", identity.chain_pem(), identity.key_pem());
         fs::write(&certificate, pem).expect("the directory of the test can be written");
         let configuration = directory.join("ejabberd.yml");
+        let port = match setup.route {
+            Route::DirectTls => 5299,
+            Route::Srv | Route::V6Only | Route::DeadFirst => setup.port,
+        };
         let text = fill(
             include_str!("ejabberd.yml"),
             &[
                 ("DOMAIN", domain),
                 ("CERTIFICATE", &certificate.display().to_string()),
                 ("CA_FILE", &trust.display().to_string()),
-                ("S2S_PORT", &setup.port.to_string()),
-                ("LISTEN", ""),
+                ("S2S_PORT", &port.to_string()),
+                ("LISTEN", &listen(setup)),
             ],
         );
         fs::write(&configuration, text).expect("the directory of the test can be written");
@@ -72,6 +76,24 @@ impl Ejabberd {
             process,
         }
     }
+}
+
+/// Where it listens beside its usual ports.
+fn listen(setup: &Setup<'_>) -> String {
+    let direct_tls = (setup.route == Route::DirectTls).then(|| {
+        format!(
+            "  -\n    port: {}\n    ip: \"::\"\n    module: ejabberd_s2s_in\n    tls: true\n",
+            setup.port
+        )
+    });
+    let component = (setup.link == Link::Component).then(|| {
+        format!(
+            "  -\n    port: {COMPONENT_PORT}\n    ip: \"::\"\n    module: ejabberd_service\n    \
+             access: all\n    hosts:\n      \"{}\":\n        password: \"{COMPONENT_SECRET}\"\n",
+            setup.service
+        )
+    });
+    [direct_tls, component].into_iter().flatten().collect()
 }
 
 /// What it is told to log when it has its accounts.

@@ -7,11 +7,10 @@ use std::process::Command;
 
 use crate::process::Process;
 use crate::publish::Publish;
-use crate::server::{Component, Make, Proof, Proofs, Server, Setup, fill};
+use crate::server::{
+    COMPONENT_PORT, COMPONENT_SECRET, Component, Make, Proof, Proofs, Server, Setup, fill,
+};
 use crate::world::PASSWORD;
-
-/// Of the router, also for components.
-const SECRET: &str = "router secret";
 
 /// The domain of a component that does what a push module would do.
 pub(crate) const STAND_IN: &str = "notify.jabberd.test";
@@ -59,8 +58,9 @@ impl Jabberd {
         let certificate = directory.join("certificate.pem");
         let pem = format!("{}{}", identity.chain_pem(), identity.key_pem());
         fs::write(&certificate, pem).expect("the directory of the test can be written");
-        let users =
-            format!("<users><user><name>jabberd</name><secret>{SECRET}</secret></user></users>");
+        let users = format!(
+            "<users><user><name>jabberd</name><secret>{COMPONENT_SECRET}</secret></user></users>"
+        );
         fs::write(directory.join("router-users.xml"), users)
             .expect("the directory of the test can be written");
         make_accounts(&directory.join("accounts.db"), domain, setup.accounts);
@@ -78,7 +78,7 @@ impl Jabberd {
                         ("LOG", &log.display().to_string()),
                         ("MODULES", &modules().display().to_string()),
                         ("S2S_PORT", &setup.port.to_string()),
-                        ("SECRET", SECRET),
+                        ("SECRET", COMPONENT_SECRET),
                     ],
                 );
                 let configuration = directory.join(format!("{name}.xml"));
@@ -153,14 +153,24 @@ impl Server for Jabberd {
     fn stand_in(&self) -> Option<Component> {
         Some(Component {
             domain: STAND_IN,
-            address: (self.address, 5347),
-            secret: SECRET,
+            address: (self.address, COMPONENT_PORT),
+            secret: COMPONENT_SECRET,
         })
     }
 
     /// It has no push module.
     fn publishes(&self, _service: &str) -> Vec<Publish> {
         Vec::new()
+    }
+
+    /// Who comes on the socket of one who has not left yet is sent away with an internal error.
+    fn has_left(&self, user: &str) -> bool {
+        let log = self.log("sm");
+        let count = |what: &str| {
+            let line = format!("{what}: jid={user}@{}/", self.domain);
+            log.matches(&line).count()
+        };
+        count("session started") == count("session ended")
     }
 
     /// It knows no resumption.

@@ -80,7 +80,7 @@ fn a_push_travels(plan: &Plan, proofs: &Proofs) {
     let secret = world.sign_up("alice", DEVICE, &token);
     world.step("alice registered (status \"complete\"), enabled push, and left");
 
-    world.users.login("bob", &*world.server);
+    world.login("bob");
     let before = Clock::system().now();
     world.assert_wakes("alice", &token);
     world.step("bob's message became one notification, and the server got its result");
@@ -140,8 +140,8 @@ fn a_stranger_with_the_device_id_gains_nothing() {
     let token = alices_token();
     let other_tokens = other_tokens();
     let secret = world.sign_up("alice", DEVICE, &token);
-    world.users.login("bob", &*world.server);
-    world.users.login("mallory", &*world.server);
+    world.login("bob");
+    world.login("mallory");
     world.step("alice registered her device and left; mallory knows its id");
 
     assert_mallory_cannot_unregister(&mut world);
@@ -183,11 +183,11 @@ fn a_stranger_with_the_device_id_gains_nothing() {
     world.assert_wakes("alice", &token);
     world.step("mallory ended his own registration; alice's is untouched");
 
-    world.users.login("alice", &*world.server);
+    world.login("alice");
     let again = world.register("alice", DEVICE, &token);
     assert_eq!(again.status.as_deref(), Some("complete"), "{again:?}");
     assert_eq!(again.field("secret"), secret);
-    world.users.logout("alice");
+    world.logout("alice");
     world.assert_wakes("alice", &token);
     world.step("alice registers again and has the same secret");
 
@@ -222,7 +222,7 @@ fn a_registration_ends_with_its_device() {
     );
     let token = alices_token();
     world.sign_up("alice", DEVICE, &token);
-    world.users.login("bob", &*world.server);
+    world.login("bob");
 
     let hour = Duration::from_secs(3600).as_millis() as u64;
     let now = Clock::system().now_millis();

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
 
 use crate::server::{Certificate, Make, Proof, Proofs};
-use crate::world::{Plan, Route, World};
+use crate::world::{Link, Plan, Route, World};
 use crate::{DEVICE, alices_token, campanile};
 
 macro_rules! cells {
@@ -80,7 +80,7 @@ fn all_flows(make: Make, certificate: Certificate) {
     cell(&mut world, "register", &|world| {
         world.sign_up("alice", DEVICE, &token);
     });
-    world.users.login("bob", &*world.server);
+    world.login("bob");
     cell(&mut world, "publish with reply", &|world| {
         world.assert_wakes("alice", &token);
         assert_eq!(
@@ -89,9 +89,9 @@ fn all_flows(make: Make, certificate: Certificate) {
         );
     });
     cell(&mut world, "peer restarts in between", &|world| {
-        world.users.logout("bob");
-        world.server.restart();
-        world.users.login("bob", &*world.server);
+        world.logout("bob");
+        world.restart_server();
+        world.login("bob");
         if let Some(component) = world.server.stand_in() {
             world.users.attach(&component);
         }
@@ -115,11 +115,15 @@ pub(crate) fn cell(row: &str, instead: Option<&str>, run: impl FnOnce()) {
         (Err(_), _) => "FAILS".to_owned(),
     };
     let took = began.elapsed().as_secs_f32();
-    let line = format!("cell | {row} | {told} | {took:.1} s\n");
-    let _closed = std::io::stdout().write_all(line.as_bytes());
+    tell(row, &format!("{told} | {took:.1} s"));
     if let Err(panic) = outcome {
         resume_unwind(panic);
     }
+}
+
+fn tell(row: &str, outcome: &str) {
+    let line = format!("cell | {row} | {outcome}\n");
+    let _closed = std::io::stdout().write_all(line.as_bytes());
 }
 
 /// Of the targets in the DNS the first has an address that no host has, and the second a port that is
@@ -137,7 +141,7 @@ fn first_targets_are_dead() {
         || {
             let token = alices_token();
             world.sign_up("alice", DEVICE, &token);
-            world.users.login("bob", &*world.server);
+            world.login("bob");
             world.assert_wakes("alice", &token);
         },
     );
@@ -152,4 +156,166 @@ fn first_targets_are_dead() {
         );
     }
     world.finish(1);
+}
+
+/// A message to a registered user wakes her device.
+fn wakes(plan: &Plan, row: &str, check: impl FnOnce(&mut World)) {
+    let mut world = World::start(plan, &["alice", "bob"]);
+    cell(row, None, || {
+        let token = alices_token();
+        world.sign_up("alice", DEVICE, &token);
+        world.login("bob");
+        world.assert_wakes("alice", &token);
+        check(&mut world);
+    });
+    world.finish(1);
+}
+
+fn direct_tls(make: Make) {
+    let name = format!("{} direct TLS", make.name());
+    let plan = Plan {
+        route: Route::DirectTls,
+        ..Plan::new(&name, make, Certificate::Trusted)
+    };
+    let row = format!("{} | EXTERNAL | direct TLS, both ways", make.name());
+    wakes(&plan, &row, |world| {
+        assert_eq!(
+            world.server.proofs(campanile::DOMAIN),
+            Proofs::of(Proof::External, Proof::External)
+        );
+    });
+}
+
+#[test]
+fn prosody_direct_tls() {
+    direct_tls(Make::Prosody);
+}
+
+#[test]
+fn ejabberd_direct_tls() {
+    direct_tls(Make::Ejabberd);
+}
+
+#[test]
+fn prosody_bidi() {
+    let plan = Plan {
+        link: Link::Bidi,
+        ..Plan::new("bidi", Make::Prosody, Certificate::Trusted)
+    };
+    wakes(
+        &plan,
+        "Prosody | EXTERNAL | answers on its own stream (XEP-0288)",
+        |world| {
+            assert_eq!(
+                world.server.proofs(campanile::DOMAIN),
+                Proofs::new([Proof::External], []),
+                "Campanile opens no stream"
+            );
+        },
+    );
+}
+
+fn two_domains(make: Make) {
+    let name = format!("{} two domains", make.name());
+    let plan = Plan::new(&name, make, Certificate::Trusted);
+    let mut world = World::start(&plan, &["alice", "bob"]);
+    let row = format!(
+        "{} | EXTERNAL | two served domains, each with its certificate",
+        make.name()
+    );
+    let token = alices_token();
+    cell(
+        &row,
+        instead(make, Certificate::Trusted, "register"),
+        || {
+            for domain in campanile::DOMAINS {
+                world.service = domain.to_owned();
+                world.sign_up("alice", DEVICE, &token);
+                world.login("bob");
+                world.assert_wakes("alice", &token);
+                assert_eq!(
+                    world.server.proofs(domain),
+                    proofs(make, Certificate::Trusted)
+                );
+                world.logout("bob");
+                world.disable("alice");
+            }
+        },
+    );
+    world.finish(2);
+}
+
+#[test]
+fn prosody_two_domains() {
+    two_domains(Make::Prosody);
+}
+
+#[test]
+fn ejabberd_two_domains() {
+    two_domains(Make::Ejabberd);
+}
+
+#[test]
+fn jabberd_two_domains() {
+    two_domains(Make::Jabberd);
+}
+
+fn component(make: Make) {
+    let name = format!("component of {}", make.name());
+    let plan = Plan {
+        link: Link::Component,
+        ..Plan::new(&name, make, Certificate::Trusted)
+    };
+    let row = format!(
+        "{} | component (XEP-0114) | register, publish, restart",
+        make.name()
+    );
+    let mut world = World::start(&plan, &["alice", "bob"]);
+    let token = alices_token();
+    cell(&row, None, || {
+        world.campanile.wait_for_component(1);
+        world.sign_up("alice", DEVICE, &token);
+        world.login("bob");
+        world.assert_wakes("alice", &token);
+        world.logout("bob");
+        world.restart_server();
+        // Until then the server answers for it, as for any component that is away.
+        world.campanile.wait_for_component(2);
+        world.login("bob");
+        world.assert_wakes("alice", &token);
+    });
+    world.finish(2);
+}
+
+#[test]
+fn prosody_component() {
+    component(Make::Prosody);
+}
+
+#[test]
+fn ejabberd_component() {
+    component(Make::Ejabberd);
+}
+
+/// What no cell can show, and why.
+#[test]
+fn what_peers_cannot_do() {
+    for (row, reason) in [
+        ("jabberd2 | direct TLS", "it does not know XEP-0368"),
+        ("jabberd2 | bidi", "it does not know XEP-0288"),
+        (
+            "ejabberd | bidi",
+            "it knows XEP-0288 from 24.10 on; Debian has 23.01",
+        ),
+        (
+            "jabberd2 | stream management",
+            "it does not keep the streams of users that broke",
+        ),
+        (
+            "jabberd2 | component (XEP-0114)",
+            "it would add nothing: components are what publishes in its other cells",
+        ),
+    ] {
+        tell(row, &format!("not possible: {reason}"));
+    }
 }

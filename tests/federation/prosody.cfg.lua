@@ -13,10 +13,12 @@ modules_enabled = {
 	"cloud_notify"; -- what is tested: from prosody-modules
 	"log_routes"; -- shows in the log what is published
 	"stanza_debug"; -- and how it is answered
+	@MODULES@
 }
 limits = { c2s = { rate = "10kb/s" }; s2sin = { rate = "30kb/s" } }
 authentication = "internal_plain"
 
+component_interfaces = { "*" }
 s2s_ports = { @S2S_PORT@ }
 s2s_secure_auth = @S2S_SECURE_AUTH@
 ssl = { cafile = "@CA_FILE@" }
@@ -24,4 +26,7 @@ ssl = { cafile = "@CA_FILE@" }
 -- libunbound answers for .test by itself (RFC 6761) unless told to ask.
 unbound = { resolvconf = true; hoststxt = true; options = { ["local-zone:"] = "test. transparent" } }
 
+@MORE@
+
 VirtualHost "@DOMAIN@"
+@COMPONENT@

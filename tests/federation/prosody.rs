@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::process::Process;
 use crate::publish::{Publish, attribute};
-use crate::server::{Make, Proofs, Server, Setup, fill};
-use crate::world::PASSWORD;
+use crate::server::{COMPONENT_SECRET, Make, Proofs, Server, Setup, fill};
+use crate::world::{Link, PASSWORD, Route};
 
 /// A running Prosody.
 pub(crate) struct Prosody {
@@ -49,15 +49,34 @@ impl Prosody {
 
         let log = directory.join("prosody.log");
         let configuration = directory.join("prosody.cfg.lua");
+        let modules_more = match setup.link {
+            Link::Bidi => "\"s2s_bidi\";",
+            Link::Streams | Link::Component => "",
+        };
+        let (port, more) = match setup.route {
+            Route::DirectTls => (5299, direct_tls(setup.port, &certificates)),
+            Route::Srv | Route::V6Only | Route::DeadFirst => (setup.port, String::new()),
+        };
+        let component = match setup.link {
+            Link::Component => format!(
+                "Component \"{}\"\n\tcomponent_secret = \"{COMPONENT_SECRET}\"\n\
+                 \tmodules_enabled = {{ \"log_routes\" }}\n",
+                setup.service
+            ),
+            Link::Streams | Link::Bidi => String::new(),
+        };
         let text = fill(
             include_str!("prosody.cfg.lua"),
             &[
                 ("DIRECTORY", &directory.display().to_string()),
                 ("LOG", &log.display().to_string()),
                 ("DOMAIN", domain),
-                ("S2S_PORT", &setup.port.to_string()),
+                ("S2S_PORT", &port.to_string()),
                 ("S2S_SECURE_AUTH", &setup.certificate.is_good().to_string()),
                 ("CA_FILE", &trust.display().to_string()),
+                ("MODULES", modules_more),
+                ("MORE", &more),
+                ("COMPONENT", &component),
             ],
         );
         fs::write(&configuration, text).expect("the directory of the test can be written");
@@ -73,6 +92,16 @@ impl Prosody {
             process,
         }
     }
+}
+
+/// Streams with TLS from the first byte, beside the others, which nobody is told of.
+fn direct_tls(port: u16, certificates: &Path) -> String {
+    let file = certificates.join(Make::Prosody.domain());
+    let file = file.display();
+    format!(
+        "s2s_direct_tls_ports = {{ {port} }}\n\
+         s2s_direct_tls_ssl = {{ certificate = \"{file}.crt\", key = \"{file}.key\" }}\n"
+    )
 }
 
 fn wait_until_ready(process: &mut Process) {
@@ -103,7 +132,9 @@ impl Server for Prosody {
                 .map(|(_, stanza)| stanza)
                 .filter(|stanza| stanza.starts_with("<iq "))
         };
+        // Of a component only the first tag is shown.
         let answers: Vec<_> = stanzas("\tRECV: ")
+            .chain(stanzas("\tReceived[component]: "))
             .filter(|stanza| attribute(stanza, "from") == Some(service))
             .collect();
         stanzas("\tROUTE: ")

@@ -29,7 +29,7 @@ fn wakes_a_user_whose_connection_broke(make: Make) {
     wait::until("the server waits for alice", || {
         world.server.awaits("alice").then_some(())
     });
-    world.users.login("bob", &*world.server);
+    world.login("bob");
     let to = format!("alice@{}", world.server.domain());
     world.users.message("bob", &to, BODY);
     let alerts = || {

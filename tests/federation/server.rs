@@ -12,6 +12,7 @@ use crate::jabberd::Jabberd;
 use crate::net::Host;
 use crate::prosody::Prosody;
 use crate::publish::Publish;
+use crate::world::{Link, Route};
 
 /// Who made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +135,10 @@ pub(crate) struct Setup<'a> {
     pub(crate) host: &'a Host,
     /// Where it takes streams of other servers.
     pub(crate) port: u16,
+    pub(crate) route: Route,
+    pub(crate) link: Link,
+    /// The domain of the push service, for a component of it.
+    pub(crate) service: &'a str,
     pub(crate) accounts: &'a [&'a str],
     pub(crate) authority: &'a Authority,
     pub(crate) directory: &'a Path,
@@ -161,6 +166,10 @@ impl Setup<'_> {
     }
 }
 
+/// Where a server takes components, and their secret.
+pub(crate) const COMPONENT_PORT: u16 = 5347;
+pub(crate) const COMPONENT_SECRET: &str = "component secret";
+
 /// Where a component logs in to a server (XEP-0114).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Component {
@@ -187,6 +196,11 @@ pub(crate) trait Server {
     /// What its push module has published to a push service until now, in order, and how that was
     /// answered.
     fn publishes(&self, service: &str) -> Vec<Publish>;
+
+    /// Whether a user who has logged out has left in every part of it.
+    fn has_left(&self, _user: &str) -> bool {
+        true
+    }
 
     /// Whether it waits for a user whose connection broke to resume her stream (XEP-0198).
     fn awaits(&self, user: &str) -> bool;

@@ -38,6 +38,7 @@ pub(crate) struct Plan {
     /// Campanile's certificate.
     pub(crate) own_certificate: Certificate,
     pub(crate) route: Route,
+    pub(crate) link: Link,
     /// Whether APNs refuses a second provider token within twenty minutes.
     pub(crate) token_updates_limited: bool,
 }
@@ -50,9 +51,21 @@ impl Plan {
             certificate,
             own_certificate: Certificate::Trusted,
             route: Route::Srv,
+            link: Link::Streams,
             token_updates_limited: true,
         }
     }
+}
+
+/// What the user's server and Campanile are to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// Servers, each with a stream of its own.
+    Streams,
+    /// Servers, of which the user's has its answers on the stream that asks (XEP-0288).
+    Bidi,
+    /// Campanile is a component (XEP-0114).
+    Component,
 }
 
 /// How a user's server and Campanile find each other.
@@ -62,15 +75,26 @@ pub(crate) enum Route {
     Srv,
     /// By AAAA records of the domains alone.
     V6Only,
+    /// By SRV records for direct TLS alone (XEP-0368).
+    DirectTls,
     /// By SRV records whose first target has an address where nobody listens.
     DeadFirst,
 }
 
 impl Route {
+    /// Where Campanile does.
+    const fn port(self) -> u16 {
+        match self {
+            Self::DirectTls => campanile::TLS_PORT,
+            Self::Srv | Self::V6Only | Self::DeadFirst => campanile::PORT,
+        }
+    }
+
     /// Where the user's server takes streams of other servers.
     const fn server_port(self) -> u16 {
         match self {
             Self::V6Only => 5269,
+            Self::DirectTls => 5270,
             Self::Srv | Self::DeadFirst => 5299,
         }
     }
@@ -84,6 +108,10 @@ impl Route {
                 .v4(&target, host)
                 .v6(&target, host),
             Self::V6Only => zone.v6(domain, host),
+            Self::DirectTls => zone
+                .direct_tls(domain, &target, port)
+                .v4(&target, host)
+                .v6(&target, host),
             // A port of the same host that is closed answers at once, and one of no host never.
             Self::DeadFirst => zone
                 .server(domain, &dead, 5269, 1)
@@ -100,6 +128,10 @@ impl Route {
 pub(crate) struct World {
     name: String,
     began: Instant,
+    /// Which domain of Campanile's is used.
+    pub(crate) service: String,
+    /// Whether answers may have been repeated, since a stream with answers on it broke.
+    repeats: bool,
     /// What the stand-in of a push module knows: each user's node and its secret.
     registered: BTreeMap<String, (String, String)>,
     pub(crate) users: Client,
@@ -132,9 +164,14 @@ impl World {
         let server_port = plan.route.server_port();
         let zone = Zone::default().v4(apple::NAME, &apple_host);
         let zone = plan.route.zone(zone, domain, &server_host, server_port);
-        let zone = plan
-            .route
-            .zone(zone, campanile::DOMAIN, &campanile_host, campanile::PORT);
+        let service = match plan.link {
+            Link::Component => format!("push.{domain}"),
+            Link::Streams | Link::Bidi => campanile::DOMAIN.to_owned(),
+        };
+        let zone = campanile::DOMAINS.into_iter().fold(zone, |zone, name| {
+            plan.route
+                .zone(zone, name, &campanile_host, plan.route.port())
+        });
         let zone = match plan.make {
             Make::Jabberd => plan
                 .route
@@ -153,6 +190,9 @@ impl World {
             certificate: plan.certificate,
             host: &server_host,
             port: server_port,
+            route: plan.route,
+            link: plan.link,
+            service: &service,
             accounts,
             authority: &authority,
             directory: directory.path(),
@@ -163,6 +203,8 @@ impl World {
             apple: &apple,
             authority: &authority,
             certificate: plan.own_certificate,
+            component_of: (plan.link == Link::Component).then_some(&server_host),
+            service: &service,
             directory: directory.path(),
         }
         .start();
@@ -171,6 +213,8 @@ impl World {
         let world = Self {
             name: plan.name.clone(),
             began,
+            service,
+            repeats: false,
             registered: BTreeMap::new(),
             users,
             campanile,
@@ -204,12 +248,27 @@ impl World {
         );
     }
 
+    /// A user logs in, and makes her available.
+    #[track_caller]
+    pub(crate) fn login(&mut self, user: &str) {
+        self.users.login(user, &*self.server);
+    }
+
+    /// A user logs out.
+    #[track_caller]
+    pub(crate) fn logout(&mut self, user: &str) {
+        self.users.logout(user);
+        wait::until("the server lets the user go", || {
+            self.server.has_left(user).then_some(())
+        });
+    }
+
     /// A user registers a device with the legacy command.
     #[track_caller]
     pub(crate) fn register(&mut self, user: &str, node: &str, token: &DeviceToken) -> Reply {
         self.users.command(
             user,
-            campanile::DOMAIN,
+            &self.service,
             "v1-register-push",
             &registration(node, token),
         )
@@ -220,16 +279,16 @@ impl World {
     pub(crate) fn unregister(&mut self, user: &str, node: &str) -> Reply {
         let fields = [("FORM_TYPE", UNREGISTER), ("type", "apns"), ("node", node)];
         self.users
-            .command(user, campanile::DOMAIN, "v1-unregister-push", &fields)
+            .command(user, &self.service, "v1-unregister-push", &fields)
     }
 
     /// A user logs in, registers her device, enables push with what she got, and logs out. Gives the
     /// secret.
     #[track_caller]
     pub(crate) fn sign_up(&mut self, user: &str, node: &str, token: &DeviceToken) -> String {
-        self.users.login(user, &*self.server);
+        self.login(user);
         let secret = self.register_and_enable(user, node, token);
-        self.users.logout(user);
+        self.logout(user);
         secret
     }
 
@@ -245,7 +304,7 @@ impl World {
         assert_eq!(reply.kind, "result", "{reply:?}");
         // The client takes no other word, not even the right one of XEP-0050.
         assert_eq!(reply.status.as_deref(), Some("complete"));
-        assert_eq!(reply.field("jid"), campanile::DOMAIN);
+        assert_eq!(reply.field("jid"), self.service);
         assert_eq!(reply.field("node"), node);
         let secret = reply.field("secret").to_owned();
         assert!(secret.len() >= 32, "128 bits or more");
@@ -255,7 +314,7 @@ impl World {
             let reply = self.users.command_from(
                 Some(&sender),
                 component.domain,
-                campanile::DOMAIN,
+                &self.service,
                 "v1-register-push",
                 &registration(node, token),
             );
@@ -263,10 +322,22 @@ impl World {
             let registered = (node.to_owned(), secret);
             self.registered.insert(user.to_owned(), registered);
         } else {
-            let enabled = self.users.enable(user, campanile::DOMAIN, node, &secret);
+            let enabled = self.users.enable(user, &self.service, node, &secret);
             assert_eq!(enabled.kind, "result", "{enabled:?}");
         }
         secret
+    }
+
+    /// A user logs in to end push at her server, and logs out.
+    #[track_caller]
+    pub(crate) fn disable(&mut self, user: &str) {
+        if self.server.stand_in().is_some() {
+            return;
+        }
+        self.login(user);
+        let disabled = self.users.disable(user, &self.service);
+        assert_eq!(disabled.kind, "result", "{disabled:?}");
+        self.logout(user);
     }
 
     /// Bob sends a message to a user who is offline: her server publishes once, and this is how
@@ -275,19 +346,17 @@ impl World {
     pub(crate) fn publish(&mut self, to: &str) -> Answer {
         if let Some(component) = self.server.stand_in() {
             let (node, secret) = &self.registered[to];
-            let reply = self
-                .users
-                .publish(&component, campanile::DOMAIN, node, secret);
+            let reply = self.users.publish(&component, &self.service, node, secret);
             return match reply.error {
                 None => Answer::Result,
                 Some(error) => Answer::Error(error),
             };
         }
-        let before = self.server.publishes(campanile::DOMAIN).len();
+        let before = self.server.publishes(&self.service).len();
         let to = format!("{to}@{}", self.server.domain());
         self.users.message("bob", &to, BODY);
         let publishes = wait::until("the server has its publish answered", || {
-            let publishes = self.server.publishes(campanile::DOMAIN);
+            let publishes = self.server.publishes(&self.service);
             publishes
                 .get(before)
                 .is_some_and(|new| !new.answers.is_empty())
@@ -313,6 +382,14 @@ impl World {
         assert_eq!(self.apple.requests(), requests + 1, "and APNs nothing else");
     }
 
+    /// Ends the user's server and starts it again.
+    #[track_caller]
+    pub(crate) fn restart_server(&mut self) {
+        // What was written just before may not have arrived, so it is written again.
+        self.repeats = true;
+        self.server.restart();
+    }
+
     /// Ends Campanile and looks back: everything published was answered once, and APNs has got this
     /// many requests.
     #[track_caller]
@@ -320,7 +397,10 @@ impl World {
         self.campanile.stop();
         self.step("Campanile drained and ended with exit code 0");
         assert_eq!(self.apple.requests(), requests, "nothing came late");
-        for publish in self.server.publishes(campanile::DOMAIN) {
+        for mut publish in self.server.publishes(&self.service) {
+            if self.repeats {
+                publish.answers.dedup();
+            }
             assert_eq!(
                 publish.answers.len(),
                 1,
