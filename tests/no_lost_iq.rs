@@ -29,7 +29,8 @@ async fn ten_thousand_pushes_while_apns_says_goaway_and_drops_connections() {
     })
     .await;
     let mut devices = Vec::new();
-    for n in 0..16 {
+    // As many as pushes at a time, so that none takes the place of another.
+    for n in 0..500 {
         devices.push(rig.register(&format!("user{n}"), n).await);
     }
 

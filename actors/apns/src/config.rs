@@ -36,6 +36,9 @@ pub struct Config {
     pub backoff_min_ms: u64,
     /// Seconds of the longest such pause.
     pub backoff_max_seconds: u64,
+    /// Seconds for which a device is held back after `TooManyRequests`, unless APNs asks for more. All that
+    /// comes meanwhile becomes one push.
+    pub device_hold_seconds: u64,
     /// How often one push is sent again at once after APNs did certainly not process it; then it pauses
     /// before each further try.
     pub repeats_max: u8,
@@ -67,6 +70,7 @@ impl Default for Config {
             defer_before_ms: 1_000,
             backoff_min_ms: 200,
             backoff_max_seconds: 30,
+            device_hold_seconds: 120,
             repeats_max: 16,
             breaker_seconds: 30,
             token_guard_window_seconds: 3_600,
@@ -125,6 +129,7 @@ impl Config {
         within("defer_before_ms", self.defer_before_ms, 0, 60_000);
         within("backoff_min_ms", self.backoff_min_ms, 1, 60_000);
         within("backoff_max_seconds", self.backoff_max_seconds, 1, 3_600);
+        within("device_hold_seconds", self.device_hold_seconds, 1, DAY);
         within("breaker_seconds", self.breaker_seconds, 1, DAY);
         within(
             "token_guard_window_seconds",

@@ -40,6 +40,7 @@ pub(crate) struct Counters {
     pub(crate) deferred: Cell<u64>,
     pub(crate) overloaded: Cell<u64>,
     pub(crate) expired: Cell<u64>,
+    pub(crate) superseded: Cell<u64>,
     pub(crate) repeated: Cell<u64>,
     pub(crate) resent: Cell<u64>,
     pub(crate) timed_out: Cell<u64>,
@@ -236,6 +237,12 @@ impl Claim {
     /// Tells the outcome, unless the ticket was told something before.
     pub(crate) fn settle(&self, outcome: PushOutcome) {
         self.batch.settle(self.slot, outcome);
+    }
+
+    /// Tells that a newer push took the place of this one.
+    pub(crate) fn superseded(&self) {
+        count(&self.batch.ledger.counters.superseded);
+        self.settle(PushOutcome::Rejected(Rejection::Throttled));
     }
 }
 

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `pool` | the actor of a lane: takes pushes in, ticks, drains |
 //! | `route` | the pushes of one lane for one endpoint and key, and the connections that take them |
+//! | `waiting` | what is not on the wire, at most one push per registration |
 //! | `connection` | one connection as one task: sends, reads answers, pings, notices its end |
 //! | `connect` | name look-up to first SETTINGS |
 //! | `verdict` | what is done about an answer |
@@ -23,6 +24,8 @@
 //! | never written, refused, above the last stream of a GOAWAY | goes again at once, after many times with a pause |
 //! | connection lost or no answer in time: perhaps processed | goes again once, with the same `apns-id` |
 //! | 500, 503 | goes again after a pause while it is fresh |
+//! | 429 for the device | answered; it and all later ones go as one after the hold |
+//! | a newer one for the registration comes while it waits | answered; the newer one takes its place |
 //! | provider token expired | waits for a newer one, goes again once |
 //! | no connection | stays queued while it is fresh |
 
@@ -47,6 +50,7 @@ mod route;
 mod tls;
 mod upstream;
 mod verdict;
+mod waiting;
 
 pub use config::{AppConfig, Config, Environment};
 pub use error::Error;

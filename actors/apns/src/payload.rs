@@ -29,6 +29,14 @@ impl Kind {
         }
     }
 
+    /// What is left to send when this takes the place of an older one.
+    pub(crate) const fn with_older(self, older: Self) -> Self {
+        match (older, self) {
+            (Self::Alert, Self::Background) => Self::Alert,
+            _ => self,
+        }
+    }
+
     /// The value of `apns-push-type`.
     pub(crate) const fn push_type(self) -> &'static str {
         match self {

@@ -212,6 +212,9 @@ impl Handler<Drain> for Pool {
 
     fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
         self.draining = true;
+        for route in &self.routes {
+            route.drain();
+        }
         let lane = Rc::clone(&self.lane);
         let routes = self.routes.clone();
         Box::pin(async move {
@@ -240,6 +243,7 @@ impl Handler<Probe> for Pool {
     fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Health {
         let counters = &self.lane.ledger.counters;
         let queued: usize = self.routes.iter().map(|route| route.queued()).sum();
+        let held: usize = self.routes.iter().map(|route| route.held()).sum();
         let (connections, in_flight) = self
             .routes
             .iter()
@@ -253,6 +257,7 @@ impl Handler<Probe> for Pool {
                 ("apns_outcomes_deferred_total", counters.deferred.get()),
                 ("apns_pushes_overloaded_total", counters.overloaded.get()),
                 ("apns_pushes_expired_total", counters.expired.get()),
+                ("apns_pushes_superseded_total", counters.superseded.get()),
                 ("apns_pushes_repeated_total", counters.repeated.get()),
                 ("apns_pushes_resent_total", counters.resent.get()),
                 ("apns_requests_timed_out_total", counters.timed_out.get()),
@@ -264,6 +269,7 @@ impl Handler<Probe> for Pool {
                 ),
                 ("apns_messages_lost_total", counters.messages_lost.get()),
                 ("apns_pushes_queued", queued as u64),
+                ("apns_devices_held", held as u64),
                 ("apns_pushes_in_flight", in_flight as u64),
                 ("apns_connections_open", connections as u64),
             ],

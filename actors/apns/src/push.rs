@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use messages::{DeviceToken, RegistrationKey, UnixSeconds};
+use messages::{DeviceToken, PushOutcome, RegistrationKey, Rejection, UnixSeconds};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::ledger::Claim;
 use crate::payload::Kind;
 use crate::upstream::App;
+use crate::waiting::Waits;
 
 /// A push and what was tried with it. Dropping it answers its iq, see [`Claim`].
 pub(crate) struct Push {
@@ -47,6 +48,33 @@ pub(crate) struct Tries {
     pub(crate) reauthorized: bool,
     /// Sent again on a connection of its own key.
     pub(crate) reconnected: bool,
+}
+
+impl Waits for Push {
+    fn registration(&self) -> RegistrationKey {
+        self.registration
+    }
+
+    fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// The newer one goes; who waits for the older one is told that it is part of a later push. What one
+    /// of both would show is shown.
+    fn fold(&mut self, mut other: Self) {
+        if self.serial < other.serial {
+            std::mem::swap(self, &mut other);
+        }
+        let older = other;
+        self.kind = self.kind.with_older(older.kind);
+        self.tries.pauses = self.tries.pauses.max(older.tries.pauses);
+        older.claim.superseded();
+    }
+
+    fn held_back(&self) {
+        self.claim
+            .settle(PushOutcome::Rejected(Rejection::Throttled));
+    }
 }
 
 /// A random id (RFC 9562 §5.4). It names a push among those of a few minutes and hides nothing, so a fast

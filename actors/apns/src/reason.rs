@@ -22,7 +22,7 @@ pub(crate) enum Class {
     TokenChurn,
     /// The connection belongs to another key: new connection, once more, then as [`Class::Config`].
     WrongConnection,
-    /// Too many pushes for this device: not sent again.
+    /// Too many pushes for this device: it is held back, what comes meanwhile becomes one push.
     Throttled,
     /// APNs fails: pause, then once more while the push is fresh.
     Server,

@@ -4,7 +4,6 @@
 //! inside h2, ahead of any deadline. Pushes that pause or wait for a provider token hold no stream.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
@@ -20,6 +19,7 @@ use crate::ledger::{Ledger, count};
 use crate::push::Push;
 use crate::reply::Loss;
 use crate::upstream::Upstream;
+use crate::waiting::Waiting;
 use crate::{Error, Upstreams, connection, request};
 
 /// How often waiting pushes are looked through for those that are not fresh any more.
@@ -38,27 +38,13 @@ pub(crate) struct Lane {
 pub(crate) struct Route {
     pub(crate) lane: Rc<Lane>,
     pub(crate) upstream: Arc<Upstream>,
-    waiting: RefCell<Waiting>,
+    waiting: RefCell<Waiting<Push>>,
     links: RefCell<Vec<Rc<Link>>>,
     backoff: RefCell<Backoff>,
     token: RefCell<Option<Token>>,
     /// The token was called expired: it is not used before, unless a newer one comes.
     token_held_until: Cell<Option<Instant>>,
     expiry_due: Cell<Instant>,
-}
-
-/// Pushes that are not on the wire.
-#[derive(Default)]
-struct Waiting {
-    /// Sent before, by age: they go before what was never sent, and the oldest first, so that a peer that
-    /// keeps leaving loses none of them time and again.
-    repeats: BTreeMap<u64, Push>,
-    /// Never sent, in order of arrival.
-    queue: VecDeque<Push>,
-    /// Until their pause is over.
-    paused: BTreeMap<(Instant, u64), Push>,
-    /// Until there is a newer provider token.
-    parked: Vec<Push>,
 }
 
 /// The provider token in use.
@@ -89,16 +75,6 @@ pub(crate) enum Phase {
     Draining,
 }
 
-impl Waiting {
-    fn repeat(&mut self, push: Push) {
-        self.repeats.insert(push.serial, push);
-    }
-
-    fn len(&self) -> usize {
-        self.repeats.len() + self.queue.len() + self.paused.len() + self.parked.len()
-    }
-}
-
 impl Link {
     fn wake(&self) {
         if let Some(waker) = self.waker.take() {
@@ -124,10 +100,9 @@ impl Route {
 
     /// Takes a new push in, or answers that there is no room.
     pub(crate) fn enqueue(&self, push: Push) {
-        let mut waiting = self.waiting.borrow_mut();
-        if waiting.len() < self.lane.upstreams.config().queue_max {
-            waiting.queue.push_back(push);
-        } else {
+        let max = self.lane.upstreams.config().queue_max;
+        let refused = self.waiting.borrow_mut().queue(push, max);
+        if let Err(push) = refused {
             count(&self.lane.ledger.counters.overloaded);
             push.claim
                 .settle(PushOutcome::Rejected(Rejection::Overloaded));
@@ -138,10 +113,7 @@ impl Route {
     pub(crate) fn next(&self, now: Instant) -> Option<Push> {
         let mut waiting = self.waiting.borrow_mut();
         loop {
-            let push = match waiting.repeats.pop_first() {
-                Some((_, push)) => push,
-                None => waiting.queue.pop_front()?,
-            };
+            let push = waiting.next()?;
             if now >= push.fresh_until {
                 self.give_up(&push);
             } else if push.app.breaker.admits(now) {
@@ -178,10 +150,7 @@ impl Route {
                 issued_at: message.issued_at,
             });
             self.token_held_until.set(None);
-            let mut waiting = self.waiting.borrow_mut();
-            for push in std::mem::take(&mut waiting.parked) {
-                waiting.repeat(push);
-            }
+            self.waiting.borrow_mut().unpark();
         }
         self.dispatch(now);
     }
@@ -199,7 +168,7 @@ impl Route {
             waiting.repeat(push);
             return;
         }
-        waiting.parked.push(push);
+        waiting.park(push);
         if self.token(now).is_none() {
             return;
         }
@@ -258,41 +227,36 @@ impl Route {
             self.give_up(&push);
             return;
         }
-        let key = (due, push.serial);
-        self.waiting.borrow_mut().paused.insert(key, push);
+        self.waiting.borrow_mut().pause(push, due);
+    }
+
+    /// APNs wants no more for this device for now: this push and all later ones become one that goes when
+    /// the hold is over, if it is still fresh by then.
+    pub(crate) fn hold(&self, push: Push, at_least: Option<Duration>, now: Instant) {
+        let hold = Duration::from_secs(self.lane.upstreams.config().device_hold_seconds);
+        let until = now + hold.max(at_least.unwrap_or_default());
+        self.waiting.borrow_mut().hold(push, until);
+    }
+
+    /// Lets go of devices that are held back: their pushes are answered and cannot go in time.
+    pub(crate) fn drain(&self) {
+        self.waiting.borrow_mut().drain();
     }
 
     /// Ends pauses that are over, and pushes that are not fresh any more.
     pub(crate) fn tick(self: &Rc<Self>, now: Instant) {
-        {
-            let mut waiting = self.waiting.borrow_mut();
-            while let Some(first) = waiting.paused.first_entry()
-                && first.key().0 <= now
-            {
-                let push = first.remove();
-                waiting.repeat(push);
-            }
-        }
+        self.waiting.borrow_mut().resume(now);
         if now >= self.expiry_due.get() {
             self.expiry_due.set(now + EXPIRY_CHECK);
-            self.expire(now);
+            self.waiting.borrow_mut().retain(|push| {
+                let fresh = now < push.fresh_until;
+                if !fresh {
+                    self.give_up(push);
+                }
+                fresh
+            });
         }
         self.dispatch(now);
-    }
-
-    fn expire(&self, now: Instant) {
-        let keep = |push: &Push| {
-            let fresh = now < push.fresh_until;
-            if !fresh {
-                self.give_up(push);
-            }
-            fresh
-        };
-        let mut waiting = self.waiting.borrow_mut();
-        waiting.repeats.retain(|_, push| keep(push));
-        waiting.queue.retain(keep);
-        waiting.parked.retain(keep);
-        waiting.paused.retain(|_, push| keep(push));
     }
 
     /// A push is not fresh any more.
@@ -304,10 +268,7 @@ impl Route {
 
     /// Wakes connections for what waits, and opens another one when those there are cannot take it.
     pub(crate) fn dispatch(self: &Rc<Self>, now: Instant) {
-        let mut left = {
-            let waiting = self.waiting.borrow();
-            waiting.repeats.len() + waiting.queue.len()
-        };
+        let mut left = self.waiting.borrow().ready();
         if left == 0 || self.lane.closed.get() || self.token(now).is_none() {
             return;
         }
@@ -387,6 +348,11 @@ impl Route {
     /// Pushes that wait.
     pub(crate) fn queued(&self) -> usize {
         self.waiting.borrow().len()
+    }
+
+    /// Devices held back.
+    pub(crate) fn held(&self) -> usize {
+        self.waiting.borrow().held()
     }
 
     /// Usable connections and the requests in flight on them.

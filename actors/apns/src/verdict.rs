@@ -118,7 +118,7 @@ impl Route {
                 Fate::RetireSlowly
             }
             Class::Throttled => {
-                reject(&push, Rejection::Throttled);
+                self.hold(push, details.retry_after, now);
                 Fate::Keep
             }
             Class::Server => {

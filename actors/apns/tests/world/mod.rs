@@ -219,6 +219,25 @@ impl World {
         self.deliver_to("app", count, Duration::from_secs(20), UnixSeconds(0));
     }
 
+    /// Delivers one push for a device, to be answered within 20 s; gives its slot.
+    pub fn deliver_one(&mut self, device: u32, hint: NotificationHint) -> u32 {
+        let slot = self.sent;
+        self.sent += 1;
+        let item = Deliver {
+            ticket: Ticket {
+                slot,
+                generation: 7,
+            },
+            registration: registration(device),
+            app: AppId::new("app"),
+            device_token: token(device),
+            renewed_at: UnixSeconds(0),
+            hint,
+        };
+        self.deliver_items(vec![item], Duration::from_secs(20));
+        slot
+    }
+
     pub fn deliver_to(&mut self, app: &str, count: u32, within: Duration, renewed_at: UnixSeconds) {
         let items = (self.sent..self.sent + count)
             .map(|number| Deliver {
@@ -226,7 +245,7 @@ impl World {
                     slot: number,
                     generation: 7,
                 },
-                registration: RegistrationKey([u8::try_from(number % 256).unwrap(); 16]),
+                registration: registration(number),
                 app: AppId::new(app),
                 device_token: token(number),
                 renewed_at,
@@ -237,6 +256,10 @@ impl World {
             })
             .collect();
         self.sent += count;
+        self.deliver_items(items, within);
+    }
+
+    fn deliver_items(&self, items: Vec<Deliver>, within: Duration) {
         self.pool
             .deliver
             .try_send(DeliverBatch {
@@ -341,6 +364,11 @@ pub fn hand_out(subscription: &SubscribeProviderToken, name: &str, issued_at: u6
             issued_at: UnixSeconds(issued_at),
         })
         .unwrap();
+}
+
+/// The registration of the `number`th push.
+pub fn registration(number: u32) -> RegistrationKey {
+    RegistrationKey(u128::from(number).to_be_bytes())
 }
 
 /// The device token of the `number`th push.
