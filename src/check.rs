@@ -67,6 +67,12 @@ pub fn inspect(settings: &Settings, clock: &Clock) -> Vec<Finding> {
     for error in apns::inspect(&settings.apns, &settings.apps) {
         findings.push(Finding::fatal(&error));
     }
+    for warning in apns::warnings(&settings.apns, &settings.apps, clock) {
+        findings.push(Finding {
+            fatal: false,
+            text: warning.to_string(),
+        });
+    }
     for error in registration::inspect(&settings.registration) {
         findings.push(Finding::fatal(&error));
     }

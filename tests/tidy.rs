@@ -69,10 +69,13 @@ fn every_key_is_in_default_toml() {
     check("retention", &fields::<retention::Config>("retention"));
 
     for key in fields::<apns::AppConfig>("apps") {
-        assert!(
-            DEFAULTS.contains(&format!("#   {key} = ")),
-            "apps.NAME.{key} is not documented"
-        );
+        let documented = DEFAULTS.contains(&format!("#   {key} = "))
+            || DEFAULTS.contains(&format!("#   [apps.example.{key}]"));
+        assert!(documented, "apps.NAME.{key} is not documented");
+    }
+    for key in fields::<apns::ClassConfig>("apps.NAME.important") {
+        let documented = DEFAULTS.contains(&format!("#   {key} = "));
+        assert!(documented, "apps.NAME.important.{key} is not documented");
     }
     for key in fields::<xmpp::DomainConfig>("domains") {
         let documented = DEFAULTS.contains(&format!("#   {key} = "))

@@ -6,6 +6,13 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::class::{Class, ClassConfig};
+
+/// The port of HTTPS.
+pub(crate) const HTTPS: u16 = 443;
+
+/// The other port of APNs.
+pub(crate) const ALTERNATIVE: u16 = 2197;
 
 /// Keys of the connection pools and of the provider tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -24,6 +31,8 @@ pub struct Config {
     pub ping_timeout_seconds: u64,
     /// Most connections of one lane to one endpoint with one signing key.
     pub connections_per_pool_max: usize,
+    /// Seconds without a request after which a connection is closed, unless it is the last one.
+    pub connection_idle_seconds: u64,
     /// Most requests in flight on one connection, however many more APNs would allow.
     pub streams_per_connection_max: usize,
     /// Most pushes that one pool of one lane holds beside those in flight; more are `Overloaded`.
@@ -51,8 +60,11 @@ pub struct Config {
     pub token_guard_share_max_percent: u64,
     /// Seconds between two log lines on the same problem of the same app.
     pub alarm_interval_seconds: u64,
-    /// Age in seconds at which a provider token is replaced: APNs takes none above 3,600.
-    pub token_renew_seconds: u64,
+    /// Seconds of the time slots that provider tokens are issued in: each carries the start of its slot, so
+    /// that all processes of a team agree on it. The same for all of them.
+    pub token_slot_seconds: u64,
+    /// Seconds between two looks at the files of signing keys.
+    pub key_poll_seconds: u64,
 }
 
 impl Default for Config {
@@ -64,6 +76,7 @@ impl Default for Config {
             ping_idle_seconds: 600,
             ping_timeout_seconds: 10,
             connections_per_pool_max: 4,
+            connection_idle_seconds: 7_200,
             streams_per_connection_max: 256,
             queue_max: 20_000,
             fresh_seconds: 300,
@@ -76,7 +89,8 @@ impl Default for Config {
             token_guard_window_seconds: 3_600,
             token_guard_share_max_percent: 20,
             alarm_interval_seconds: 300,
-            token_renew_seconds: 2_700,
+            token_slot_seconds: 2_400,
+            key_poll_seconds: 60,
         }
     }
 }
@@ -124,6 +138,12 @@ impl Config {
             1,
             10_000,
         );
+        within(
+            "connection_idle_seconds",
+            self.connection_idle_seconds,
+            1,
+            30 * DAY,
+        );
         within("queue_max", count(self.queue_max), 1, 10_000_000);
         within("fresh_seconds", self.fresh_seconds, 1, DAY);
         within("defer_before_ms", self.defer_before_ms, 0, 60_000);
@@ -149,13 +169,10 @@ impl Config {
             0,
             DAY,
         );
-        // Apple allows a new token each 20 minutes and takes none older than 60.
-        within(
-            "token_renew_seconds",
-            self.token_renew_seconds,
-            1_200,
-            3_000,
-        );
+        // Apple allows a new token each 20 minutes and takes none older than 60. Who starts at the end of a
+        // slot keeps its token for 20 minutes of the next.
+        within("token_slot_seconds", self.token_slot_seconds, 1_200, 2_400);
+        within("key_poll_seconds", self.key_poll_seconds, 1, DAY);
         found
     }
 
@@ -172,32 +189,39 @@ impl Config {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AppConfig {
-    /// The bundle id of the app, sent as `apns-topic`. Required.
+    /// The bundle id of the app, sent as `apns-topic`. Required, unless a certificate says it.
     pub topic: String,
     /// Which of Apple's two worlds the app's device tokens come from.
     pub environment: Environment,
+    /// 443, or 2197 where a firewall lets nothing else out.
+    pub port: u16,
     /// `host:port` to send to instead of the environment's endpoint, for private relays and tests.
     pub endpoint: Option<String>,
     /// PEM file of the only authorities to trust for that endpoint, instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// Apple's ten-character id of the team. Required.
+    /// `http://host:port` of a proxy that opens tunnels by CONNECT.
+    pub proxy: Option<String>,
+    /// File with one line `user:password` for the proxy.
+    pub proxy_credentials_file: Option<PathBuf>,
+    /// Apple's ten-character id of the team. Required without a certificate.
     pub team_id: String,
-    /// Apple's ten-character id of the signing key. Required.
+    /// Apple's ten-character id of the signing key. Required without a certificate.
     pub key_id: String,
-    /// The signing key as Apple gives it out, `AuthKey_<key id>.p8`. Required.
+    /// The signing key as Apple gives it out, `AuthKey_<key id>.p8`. Required without a certificate. It is
+    /// looked at again while the service runs.
     pub key_file: PathBuf,
-    /// Title of the notification that is shown. Never anything of a message.
-    pub alert_title: String,
-    /// Text below the title; empty for none.
-    pub alert_body: String,
-    /// Sound of the notification that is shown; empty for none.
-    pub sound: String,
-    /// Seconds for which APNs keeps a notification for a device that is off, at most 30 days. The default
-    /// is 28 days: who switches on after a holiday is still told, and APNs keeps only the last one.
-    pub alert_expiration_seconds: u64,
-    /// The same for silent pushes. The default is 0, deliver now or never: APNs keeps one notification
-    /// per device and app, so that a kept silent push would take the place of a kept visible one.
-    pub background_expiration_seconds: u64,
+    /// PEM file of a client certificate of Apple, instead of a signing key. It lasts a year.
+    pub certificate_file: Option<PathBuf>,
+    /// PEM file of the certificate's private key. Without it the key is in `certificate_file`.
+    pub certificate_key_file: Option<PathBuf>,
+    /// What is sent for a message that the user is to see: the publish has a body.
+    pub important: ClassConfig,
+    /// What is sent for anything else.
+    pub unimportant: ClassConfig,
+    /// What is sent for a call. No registration dialect leads here yet.
+    pub voip: ClassConfig,
+    /// What is sent when all was read on another device. No registration dialect leads here yet.
+    pub clear: ClassConfig,
 }
 
 impl Default for AppConfig {
@@ -205,16 +229,32 @@ impl Default for AppConfig {
         Self {
             topic: String::new(),
             environment: Environment::Production,
+            port: HTTPS,
             endpoint: None,
             ca_file: None,
+            proxy: None,
+            proxy_credentials_file: None,
             team_id: String::new(),
             key_id: String::new(),
             key_file: PathBuf::new(),
-            alert_title: "New message".to_owned(),
-            alert_body: String::new(),
-            sound: "default".to_owned(),
-            alert_expiration_seconds: 28 * 86_400,
-            background_expiration_seconds: 0,
+            certificate_file: None,
+            certificate_key_file: None,
+            important: ClassConfig::default(),
+            unimportant: ClassConfig::default(),
+            voip: ClassConfig::default(),
+            clear: ClassConfig::default(),
+        }
+    }
+}
+
+impl AppConfig {
+    /// What is set for a class.
+    pub(crate) const fn class(&self, class: Class) -> &ClassConfig {
+        match class {
+            Class::Important => &self.important,
+            Class::Unimportant => &self.unimportant,
+            Class::Voip => &self.voip,
+            Class::Clear => &self.clear,
         }
     }
 }
@@ -231,7 +271,7 @@ pub enum Environment {
 }
 
 impl Environment {
-    /// Apple's host, to be reached at port 443.
+    /// Apple's host.
     pub(crate) const fn host(self) -> &'static str {
         match self {
             Self::Production => "api.push.apple.com",

@@ -46,7 +46,7 @@ pub(crate) async fn run(seat: Seat, not_before: Option<Instant>) {
         return;
     }
     let limit = Duration::from_secs(route.lane.upstreams.config().connect_timeout_seconds);
-    match connect::open(&route.upstream, limit).await {
+    match connect::open(&route.upstream, route.lane.upstreams.names(), limit).await {
         Ok(wire) => {
             count(&route.lane.ledger.counters.connections);
             tracing::debug!(endpoint = %route.upstream.authority, "connected to APNs");
@@ -84,6 +84,8 @@ struct Driver {
     live: usize,
     tick: Interval,
     farewell_since: Option<Instant>,
+    /// When it last had a request.
+    last_used: Instant,
 }
 
 enum Request {
@@ -112,6 +114,7 @@ impl Driver {
             live: 0,
             tick,
             farewell_since: None,
+            last_used: Instant::now(),
         }
     }
 
@@ -247,14 +250,9 @@ impl Driver {
             let Some(push) = route.next(now) else {
                 break;
             };
-            let template = push.app.template(push.kind);
-            let head = template.request(
-                &route.upstream.authority,
-                &token.authorization,
-                &push.device_token,
-                push.id,
-                wall,
-            );
+            let template = push.app.template(push.class);
+            let authorization = token.authorization.as_ref();
+            let head = template.head(&route.upstream, authorization, &push, wall);
             let Ok(head) = head else {
                 // Hex digits always make a path; dropping the push answers it `Internal`.
                 continue;
@@ -262,7 +260,8 @@ impl Driver {
             match sender.send_request(head, false) {
                 Ok((response, mut body)) => {
                     // Should this fail, the answer fails too and tells why.
-                    let _ = body.send_data(template.payload().clone(), true);
+                    let payload = template.payload().text(push.message_count);
+                    let _ = body.send_data(payload, true);
                     let place = self.requests.insert(Request::Live {
                         push,
                         sent_at: now,
@@ -295,6 +294,7 @@ impl Driver {
         }
         while self.tick.poll_tick(cx).is_ready() {
             self.check_requests(now);
+            self.check_need(now);
             self.check_peer(now);
         }
     }
@@ -320,6 +320,20 @@ impl Driver {
         }
         if overdue {
             self.retire("a request was not answered in time");
+        }
+    }
+
+    /// Leaves when nothing came for long and another connection is there. The last one stays: APNs wants
+    /// connections to be kept.
+    fn check_need(&mut self, now: Instant) {
+        if self.live > 0 {
+            self.last_used = now;
+            return;
+        }
+        let route = &self.seat.route;
+        let limit = Duration::from_secs(route.lane.upstreams.config().connection_idle_seconds);
+        if now.duration_since(self.last_used) >= limit && route.has_ready_beside(&self.seat.link) {
+            self.retire("not needed for long");
         }
     }
 

@@ -77,6 +77,25 @@ pub enum Error {
         /// The earlier app's name.
         other: String,
     },
+    /// A client certificate ends soon. Not a fault yet.
+    #[error(
+        "[apps.{app}] certificate_file: ends in {days} days: make a new one in Apple's console"
+    )]
+    CertificateEnds {
+        /// The app's name.
+        app: String,
+        /// Whole days left.
+        days: u64,
+    },
+    /// The proxy refused a tunnel.
+    #[error("the proxy answers {status}: {}", proxy_advice(*status))]
+    ProxyRefused {
+        /// Its HTTP status.
+        status: u16,
+    },
+    /// The proxy's answer is none.
+    #[error("the proxy does not speak HTTP/1: check proxy")]
+    ProxyUnclear,
     /// The name of the endpoint has no address, or looking it up failed.
     #[error("cannot look up the address: {0}")]
     LookUp(#[source] io::Error),
@@ -95,4 +114,12 @@ pub enum Error {
     /// The connection was not usable in time.
     #[error("no usable connection in time")]
     ConnectTimeout,
+}
+
+const fn proxy_advice(status: u16) -> &'static str {
+    match status {
+        407 => "check proxy_credentials_file",
+        403 => "let it allow the endpoint's name and port",
+        _ => "see its log",
+    }
 }

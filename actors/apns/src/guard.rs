@@ -14,7 +14,17 @@ pub(crate) struct TokenGuard {
     window: Mutex<Window>,
 }
 
+/// Whose fault a suspicious verdict is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Suspicion {
+    /// The device token's.
+    Token,
+    /// Perhaps the configuration's; the last so many verdicts of the app were all suspicious.
+    Configuration { streak: u64 },
+}
+
 struct Window {
+    streak: u64,
     since: Instant,
     current: Tally,
     previous: Tally,
@@ -33,6 +43,7 @@ impl TokenGuard {
             half: window / 2,
             share_max_percent,
             window: Mutex::new(Window {
+                streak: 0,
                 since: now,
                 current: Tally::default(),
                 previous: Tally::default(),
@@ -42,16 +53,26 @@ impl TokenGuard {
 
     /// Counts an accepted push: topic, environment and key are right.
     pub(crate) fn accepted(&self, now: Instant) {
-        self.with_current(now, |window| window.current.successes += 1);
+        self.with_current(now, |window| {
+            window.streak = 0;
+            window.current.successes += 1;
+        });
     }
 
-    /// Counts a suspicious verdict and says whether it may be taken for the token's fault.
-    pub(crate) fn suspect(&self, now: Instant) -> bool {
+    /// Counts a suspicious verdict and says whose fault it is.
+    pub(crate) fn suspect(&self, now: Instant) -> Suspicion {
         self.with_current(now, |window| {
+            window.streak += 1;
             window.current.suspects += 1;
             let successes = window.current.successes + window.previous.successes;
             let suspects = window.current.suspects + window.previous.suspects;
-            successes > 0 && suspects * 100 <= self.share_max_percent * (successes + suspects)
+            if successes > 0 && suspects * 100 <= self.share_max_percent * (successes + suspects) {
+                Suspicion::Token
+            } else {
+                Suspicion::Configuration {
+                    streak: window.streak,
+                }
+            }
         })
     }
 
@@ -90,7 +111,8 @@ mod tests {
                 guard.suspect(at);
             }
         }
-        assert_eq!(guard.suspect(start + Duration::from_secs(last)), trusted);
+        let suspicion = guard.suspect(start + Duration::from_secs(last));
+        assert_eq!(suspicion == Suspicion::Token, trusted);
     }
 
     #[test]
@@ -109,5 +131,18 @@ mod tests {
         let mut long_ago = vec![(0, false); 100];
         long_ago.extend([(4_000, true); 10]);
         check(&long_ago, 4_001, true);
+    }
+
+    #[test]
+    fn a_success_ends_a_streak() {
+        let start = Instant::now();
+        let guard = TokenGuard::new(WINDOW, 20, start);
+        for streak in 1..=3 {
+            let expected = Suspicion::Configuration { streak };
+            assert_eq!(guard.suspect(start), expected);
+        }
+        guard.accepted(start);
+        let expected = Suspicion::Configuration { streak: 1 };
+        assert_eq!(guard.suspect(start), expected);
     }
 }

@@ -11,7 +11,9 @@
 //! | `route` | the pushes of one lane for one endpoint and key, and the connections that take them |
 //! | `waiting` | what is not on the wire, at most one push per registration |
 //! | `connection` | one connection as one task: sends, reads answers, pings, notices its end |
-//! | `connect` | name look-up to first SETTINGS |
+//! | `connect`, `proxy` | name look-up to first SETTINGS |
+//! | `class` | what an operator sets for a class of notifications |
+//! | `signing_key`, `certificate` | who we are to APNs |
 //! | `verdict` | what is done about an answer |
 //! | `ledger` | outcomes owed, and all that is told to other actors |
 //! | `reason`, `reply`, `request`, `payload`, `jwt` | the wire, without any state |
@@ -32,6 +34,8 @@
 mod alarm;
 mod backoff;
 mod breaker;
+mod certificate;
+mod class;
 mod config;
 mod connect;
 mod connection;
@@ -42,16 +46,20 @@ mod ledger;
 mod payload;
 pub mod pool;
 pub mod provider_tokens;
+mod proxy;
 mod push;
 mod reason;
 mod reply;
 mod request;
 mod route;
+mod signing_key;
 mod tls;
 mod upstream;
 mod verdict;
 mod waiting;
 
+pub use class::{Badge, ClassConfig, Collapse, InterruptionLevel, PushType};
 pub use config::{AppConfig, Config, Environment};
+pub use connect::Names;
 pub use error::Error;
-pub use upstream::{Upstreams, inspect};
+pub use upstream::{Upstreams, inspect, warnings};

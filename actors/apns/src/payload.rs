@@ -1,121 +1,119 @@
-//! What a device receives: one of two fixed texts, made once per app. Nothing of a message or a sender
-//! can get in, because neither is known here.
+//! What a device receives: what the operator set for the class, and a number of messages at most. Nothing
+//! of a message or a sender can get in, because neither is known here.
 
 use bytes::Bytes;
-use messages::NotificationHint;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use crate::AppConfig;
+use crate::class::{Badge, Style};
 
-/// Most bytes of a payload (Apple, "Generating a remote notification").
-pub(crate) const BYTES_MAX: usize = 4096;
-
-/// The two kinds of notification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Shown to the user; the app may change the text before (`mutable-content`).
-    Alert,
-    /// Wakes the app without showing anything, when the device finds it opportune.
-    Background,
+/// The payload of one class of one app.
+pub(crate) struct Payload {
+    without_badge: Bytes,
+    /// What a badge is put into, when the operator wants one.
+    fixed: Option<Map<String, Value>>,
 }
 
-impl Kind {
-    /// What a publish asks for: servers send a body when a message is important.
-    pub(crate) const fn of(hint: NotificationHint) -> Self {
-        if hint.has_body {
-            Self::Alert
-        } else {
-            Self::Background
+impl Payload {
+    /// Makes the text once for all pushes, unless they differ.
+    pub(crate) fn new(style: &Style) -> Self {
+        Self {
+            without_badge: render(&style.payload),
+            fixed: (style.badge == Badge::MessageCount).then(|| style.payload.clone()),
         }
     }
 
-    /// What is left to send when this takes the place of an older one.
-    pub(crate) const fn with_older(self, older: Self) -> Self {
-        match (older, self) {
-            (Self::Alert, Self::Background) => Self::Alert,
-            _ => self,
-        }
-    }
-
-    /// The value of `apns-push-type`.
-    pub(crate) const fn push_type(self) -> &'static str {
-        match self {
-            Self::Alert => "alert",
-            Self::Background => "background",
-        }
-    }
-
-    /// The value of `apns-priority`: 10 with a background push is refused.
-    pub(crate) const fn priority(self) -> &'static str {
-        match self {
-            Self::Alert => "10",
-            Self::Background => "5",
-        }
-    }
-
-    /// The JSON text for an app.
-    pub(crate) fn payload(self, app: &AppConfig) -> Bytes {
-        let aps = match self {
-            Self::Alert => {
-                let mut alert = Map::new();
-                text(&mut alert, "title", &app.alert_title);
-                text(&mut alert, "body", &app.alert_body);
-                let mut aps = Map::new();
-                aps.insert("alert".to_owned(), Value::Object(alert));
-                aps.insert("mutable-content".to_owned(), json!(1));
-                text(&mut aps, "sound", &app.sound);
-                Value::Object(aps)
-            }
-            Self::Background => json!({ "content-available": 1 }),
+    /// The JSON text for a push whose publish told this number of messages.
+    pub(crate) fn text(&self, message_count: Option<u32>) -> Bytes {
+        let (Some(fixed), Some(count)) = (&self.fixed, message_count) else {
+            return self.without_badge.clone();
         };
-        Bytes::from(json!({ "aps": aps }).to_string())
+        let mut payload = fixed.clone();
+        if let Some(Value::Object(aps)) = payload.get_mut("aps") {
+            aps.insert("badge".to_owned(), Value::from(count));
+        }
+        render(&payload)
+    }
+
+    /// The most bytes it may have.
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.text(Some(u32::MAX)).len()
     }
 }
 
-fn text(object: &mut Map<String, Value>, key: &str, value: &str) {
-    if !value.is_empty() {
-        object.insert(key.to_owned(), Value::from(value));
-    }
+fn render(payload: &Map<String, Value>) -> Bytes {
+    Bytes::from(Value::Object(payload.clone()).to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::class::{Class, ClassConfig, InterruptionLevel, PushType};
 
     #[track_caller]
-    fn check(kind: Kind, app: &AppConfig, expected: &str) {
-        assert_eq!(kind.payload(app), expected);
+    fn check(class: Class, config: &ClassConfig, count: Option<u32>, expected: &str) {
+        let style = Style::new(class, config).unwrap_or_else(|problems| panic!("{problems:?}"));
+        assert_eq!(Payload::new(&style).text(count), expected);
     }
 
     #[test]
     fn payloads() {
-        let app = AppConfig::default();
+        let plain = ClassConfig::default();
         check(
-            Kind::Alert,
-            &app,
+            Class::Important,
+            &plain,
+            Some(3),
             r#"{"aps":{"alert":{"title":"New message"},"mutable-content":1,"sound":"default"}}"#,
         );
-        check(Kind::Background, &app, r#"{"aps":{"content-available":1}}"#);
-        let app = AppConfig {
-            alert_title: "Neue \"Nachricht\"".to_owned(),
-            alert_body: "Bitte öffnen".to_owned(),
-            sound: String::new(),
-            ..app
-        };
+        for silent in [Class::Unimportant, Class::Clear] {
+            check(
+                silent,
+                &plain,
+                Some(3),
+                r#"{"aps":{"content-available":1}}"#,
+            );
+        }
+        check(Class::Voip, &plain, None, r#"{"aps":{}}"#);
+        let set = |text: &str| Some(text.to_owned());
         check(
-            Kind::Alert,
-            &app,
+            Class::Important,
+            &ClassConfig {
+                title: set("Neue \"Nachricht\""),
+                body: set("Bitte öffnen"),
+                sound: set(""),
+                ..plain.clone()
+            },
+            None,
             r#"{"aps":{"alert":{"body":"Bitte öffnen","title":"Neue \"Nachricht\""},"mutable-content":1}}"#,
         );
-    }
-
-    #[test]
-    fn a_body_makes_it_an_alert() {
-        let hint = |has_body| NotificationHint {
-            message_count: Some(3),
-            has_body,
+        let Value::Object(extra) = json!({"v": 2, "nested": {"big": 9_007_199_254_740_993u64}})
+        else {
+            panic!("an object")
         };
-        assert_eq!(Kind::of(hint(true)), Kind::Alert);
-        assert_eq!(Kind::of(hint(false)), Kind::Background);
+        let all = ClassConfig {
+            push_type: Some(PushType::Alert),
+            title_loc_key: set("NEW_TITLE"),
+            body_loc_key: set("NEW_BODY"),
+            badge: Badge::MessageCount,
+            interruption_level: Some(InterruptionLevel::TimeSensitive),
+            thread_id: set("chat"),
+            category: set("MESSAGE"),
+            mutable_content: Some(false),
+            extra,
+            ..plain
+        };
+        check(
+            Class::Unimportant,
+            &all,
+            Some(3),
+            r#"{"aps":{"alert":{"loc-key":"NEW_BODY","title-loc-key":"NEW_TITLE"},"badge":3,"category":"MESSAGE","interruption-level":"time-sensitive","thread-id":"chat"},"nested":{"big":9007199254740993},"v":2}"#,
+        );
+        check(
+            Class::Unimportant,
+            &all,
+            None,
+            r#"{"aps":{"alert":{"loc-key":"NEW_BODY","title-loc-key":"NEW_TITLE"},"category":"MESSAGE","interruption-level":"time-sensitive","thread-id":"chat"},"nested":{"big":9007199254740993},"v":2}"#,
+        );
     }
 }

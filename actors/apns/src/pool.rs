@@ -16,8 +16,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::Upstreams;
 use crate::alarm::Alarm;
+use crate::class::Class;
 use crate::ledger::{Ledger, count};
-use crate::payload::Kind;
 use crate::push::{Push, Tries, new_id};
 use crate::route::{Lane, Route};
 
@@ -122,13 +122,16 @@ impl Actor for Pool {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         for route in &self.routes {
+            let Some(key) = &route.upstream.key else {
+                continue;
+            };
             let subscription = SubscribeProviderToken {
-                key: route.upstream.key.clone(),
+                key: key.id().clone(),
                 subscriber: ctx.address().recipient(),
             };
             if self.subscribe.try_send(subscription).is_err() {
                 tracing::error!(
-                    key = ?route.upstream.key,
+                    key = ?key.id(),
                     "nobody signs provider tokens: nothing can be sent"
                 );
             }
@@ -181,7 +184,8 @@ impl Handler<DeliverBatch> for Pool {
                 device_token: item.device_token,
                 renewed_at: item.renewed_at,
                 app: Arc::clone(app),
-                kind: Kind::of(item.hint),
+                class: Class::of(item.hint),
+                message_count: item.hint.message_count,
                 id: new_id(),
                 fresh_until: now + self.fresh,
                 tries: Tries::default(),
@@ -200,7 +204,8 @@ impl Handler<UseProviderToken> for Pool {
     fn handle(&mut self, message: UseProviderToken, _: &mut Self::Context) {
         let now = Instant::now();
         for route in &self.routes {
-            if route.upstream.key == message.key {
+            let key = route.upstream.key.as_ref();
+            if key.is_some_and(|key| *key.id() == message.key) {
                 route.use_token(&message, now);
             }
         }

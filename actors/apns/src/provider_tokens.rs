@@ -13,7 +13,7 @@ use messages::{
 use tokio::time::Instant;
 
 use crate::Upstreams;
-use crate::jwt::Signer;
+use crate::signing_key::SigningKey;
 
 /// APNs answers `TooManyProviderTokenUpdates` to tokens that change faster.
 const AGE_MIN: Duration = Duration::from_secs(20 * 60);
@@ -38,17 +38,19 @@ pub struct Handles {
 #[must_use]
 pub fn start(upstreams: &Upstreams) -> Handles {
     let issuers = upstreams
-        .signers()
-        .map(|signer| (signer.id().clone(), Issuer::new(Arc::clone(signer))))
+        .keys()
+        .map(|key| (key.id().clone(), Issuer::new(Arc::clone(key))))
         .collect();
     let clock = upstreams.clock().clone();
-    let renew_after = Duration::from_secs(upstreams.config().token_renew_seconds);
+    let slot = upstreams.config().token_slot_seconds;
+    let poll = Duration::from_secs(upstreams.config().key_poll_seconds);
     let addr = Supervisor::start(move |ctx: &mut Context<ProviderTokens>| {
         ctx.set_mailbox_capacity(0);
         ProviderTokens {
             issuers,
             clock,
-            renew_after,
+            slot,
+            poll,
             stopped: false,
             signed: 0,
             refused: 0,
@@ -65,7 +67,8 @@ pub fn start(upstreams: &Upstreams) -> Handles {
 struct ProviderTokens {
     issuers: BTreeMap<SigningKeyId, Issuer>,
     clock: Clock,
-    renew_after: Duration,
+    slot: u64,
+    poll: Duration,
     stopped: bool,
     signed: u64,
     refused: u64,
@@ -73,7 +76,7 @@ struct ProviderTokens {
 
 /// One key: its last token and who uses it.
 struct Issuer {
-    signer: Arc<Signer>,
+    key: Arc<SigningKey>,
     last: Option<Issued>,
     /// APNs called the last token expired.
     refused: bool,
@@ -82,14 +85,16 @@ struct Issuer {
 
 struct Issued {
     token: UseProviderToken,
-    /// By the clock that is never set, for when the other one is.
+    /// When it was signed, by the clock that is never set.
     at: Instant,
+    /// The same by the wall, which goes on while the machine sleeps.
+    wall: UnixSeconds,
 }
 
 impl Issuer {
-    const fn new(signer: Arc<Signer>) -> Self {
+    const fn new(key: Arc<SigningKey>) -> Self {
         Self {
-            signer,
+            key,
             last: None,
             refused: false,
             subscribers: Vec::new(),
@@ -97,31 +102,36 @@ impl Issuer {
     }
 
     /// Whether a new token is wanted and allowed.
-    fn due(&self, now: UnixSeconds, renew_after: Duration) -> bool {
+    fn due(&self, now: UnixSeconds, slot: u64) -> bool {
         let Some(last) = &self.last else {
             return true;
         };
         let issued_at = last.token.issued_at;
-        // The wall clock may be set back, the other one stands still while the machine sleeps.
-        let age = Duration::from_secs(now.0.saturating_sub(issued_at.0)).max(last.at.elapsed());
-        let wanted = self.refused || age >= renew_after || now < issued_at;
-        wanted && age >= AGE_MIN
+        let in_slot = (start_of_slot(now, slot)..=now).contains(&issued_at);
+        let since = Duration::from_secs(now.0.saturating_sub(last.wall.0)).max(last.at.elapsed());
+        (self.refused || !in_slot) && since >= AGE_MIN
     }
 
     /// Signs and hands out. Returns whether a token was signed.
-    fn issue(&mut self, now: UnixSeconds) -> bool {
-        let Ok(bearer) = self.signer.sign(now) else {
-            tracing::error!(key = ?self.signer.id(), "the system gave no random bytes to sign with");
+    fn issue(&mut self, now: UnixSeconds, slot: u64) -> bool {
+        // A token that was refused would come out the same.
+        let issued_at = if self.refused {
+            now
+        } else {
+            start_of_slot(now, slot)
+        };
+        let Ok(bearer) = self.key.signer().sign(issued_at) else {
+            tracing::error!(key = ?self.key.id(), "the system gave no random bytes to sign with");
             return false;
         };
         let token = UseProviderToken {
-            key: self.signer.id().clone(),
+            key: self.key.id().clone(),
             bearer,
-            issued_at: now,
+            issued_at,
         };
         tracing::info!(
             key = ?token.key,
-            issued_at = now.0,
+            issued_at = issued_at.0,
             subscribers = self.subscribers.len(),
             "new provider token"
         );
@@ -130,13 +140,42 @@ impl Issuer {
         self.last = Some(Issued {
             token,
             at: Instant::now(),
+            wall: now,
         });
         self.refused = false;
         true
     }
 }
 
+/// What all processes of a team agree on without talking.
+const fn start_of_slot(now: UnixSeconds, slot: u64) -> UnixSeconds {
+    UnixSeconds(now.0 - now.0 % slot)
+}
+
 impl ProviderTokens {
+    /// Signs with what replaced a key's file: connections of the old key end when all is answered.
+    fn look_at_files(&mut self) {
+        if self.stopped {
+            return;
+        }
+        let now = self.clock.now();
+        for issuer in self.issuers.values_mut() {
+            match issuer.key.reload() {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!(key = ?issuer.key.id(), "the key file has another key: using it");
+                    if issuer.last.is_some() {
+                        self.signed += u64::from(issuer.issue(now, self.slot));
+                    }
+                }
+                Err(problem) => tracing::error!(
+                    key = ?issuer.key.id(),
+                    "key_file {problem}; the key that was there stays in use"
+                ),
+            }
+        }
+    }
+
     fn renew(&mut self) {
         if self.stopped {
             return;
@@ -144,8 +183,8 @@ impl ProviderTokens {
         let now = self.clock.now();
         for issuer in self.issuers.values_mut() {
             // Before anybody asks, a token would age for nothing.
-            if issuer.last.is_some() && issuer.due(now, self.renew_after) {
-                self.signed += u64::from(issuer.issue(now));
+            if issuer.last.is_some() && issuer.due(now, self.slot) {
+                self.signed += u64::from(issuer.issue(now, self.slot));
             }
         }
     }
@@ -156,6 +195,7 @@ impl Actor for ProviderTokens {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(CHECK, |actor, _| actor.renew());
+        ctx.run_interval(self.poll, |actor, _| actor.look_at_files());
     }
 }
 
@@ -177,7 +217,7 @@ impl Handler<SubscribeProviderToken> for ProviderTokens {
             }
             None => {
                 issuer.subscribers.push(message.subscriber);
-                self.signed += u64::from(issuer.issue(self.clock.now()));
+                self.signed += u64::from(issuer.issue(self.clock.now(), self.slot));
             }
         }
     }

@@ -6,8 +6,8 @@ use messages::{DeviceToken, PushOutcome, RegistrationKey, Rejection, UnixSeconds
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::class::Class;
 use crate::ledger::Claim;
-use crate::payload::Kind;
 use crate::upstream::App;
 use crate::waiting::Waits;
 
@@ -26,7 +26,9 @@ pub(crate) struct Push {
     /// The app it is for.
     pub(crate) app: Arc<App>,
     /// What to send.
-    pub(crate) kind: Kind,
+    pub(crate) class: Class,
+    /// How many messages wait, as the publish said.
+    pub(crate) message_count: Option<u32>,
     /// The `apns-id`: the same for each try, so that a repeat can be recognised.
     pub(crate) id: Uuid,
     /// When another try is not worth it any more.
@@ -66,7 +68,7 @@ impl Waits for Push {
             std::mem::swap(self, &mut other);
         }
         let older = other;
-        self.kind = self.kind.with_older(older.kind);
+        self.class = self.class.with_older(older.class);
         self.tries.pauses = self.tries.pauses.max(older.tries.pauses);
         older.claim.superseded();
     }

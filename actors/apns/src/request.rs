@@ -5,59 +5,85 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Uri, Version};
-use messages::{Bearer, DeviceToken, UnixSeconds};
+use messages::{Bearer, DeviceToken, RegistrationKey, UnixSeconds};
+use ring::digest::{SHA256, digest};
 use uuid::Uuid;
 
-use crate::AppConfig;
-use crate::payload::Kind;
+use crate::class::{Collapse, Style};
+use crate::payload::Payload;
+use crate::push::Push;
+use crate::upstream::Upstream;
 
 const TOPIC: HeaderName = HeaderName::from_static("apns-topic");
 const PUSH_TYPE: HeaderName = HeaderName::from_static("apns-push-type");
 const PRIORITY: HeaderName = HeaderName::from_static("apns-priority");
 const EXPIRATION: HeaderName = HeaderName::from_static("apns-expiration");
 const ID: HeaderName = HeaderName::from_static("apns-id");
+const COLLAPSE_ID: HeaderName = HeaderName::from_static("apns-collapse-id");
 
-/// All that the pushes of one app and one kind have in common.
+/// All that the pushes of one app and one class have in common.
 pub(crate) struct Template {
     headers: HeaderMap,
-    payload: Bytes,
+    payload: Payload,
     expiration_seconds: u64,
+    collapse: Collapse,
 }
 
 impl Template {
-    /// Prepares one kind of push.
+    /// Prepares one class of push.
     ///
     /// # Errors
     /// The topic is no header value.
-    pub(crate) fn new(kind: Kind, app: &AppConfig) -> Result<Self, InvalidHeaderValue> {
+    pub(crate) fn new(topic: &str, style: &Style) -> Result<Self, InvalidHeaderValue> {
         let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(TOPIC, HeaderValue::from_str(&app.topic)?);
-        headers.insert(PUSH_TYPE, HeaderValue::from_static(kind.push_type()));
-        headers.insert(PRIORITY, HeaderValue::from_static(kind.priority()));
+        let topic = format!("{topic}{}", style.topic_suffix);
+        headers.insert(TOPIC, HeaderValue::from_str(&topic)?);
+        headers.insert(
+            PUSH_TYPE,
+            HeaderValue::from_static(style.push_type.as_str()),
+        );
+        headers.insert(PRIORITY, HeaderValue::from(u16::from(style.priority)));
         Ok(Self {
             headers,
-            payload: kind.payload(app),
-            expiration_seconds: match kind {
-                Kind::Alert => app.alert_expiration_seconds,
-                Kind::Background => app.background_expiration_seconds,
-            },
+            payload: Payload::new(style),
+            expiration_seconds: style.expiration_seconds,
+            collapse: style.collapse,
         })
     }
 
-    /// The body of the request, shared by all pushes.
-    pub(crate) const fn payload(&self) -> &Bytes {
+    /// The body of the requests.
+    pub(crate) const fn payload(&self) -> &Payload {
         &self.payload
     }
 
-    /// The head of the request.
+    /// The head of the request for a push.
     ///
     /// # Errors
     /// Never for hex tokens; stays an error because a push must not end in a panic.
-    pub(crate) fn request(
+    pub(crate) fn head(
+        &self,
+        upstream: &Upstream,
+        authorization: Option<&HeaderValue>,
+        push: &Push,
+        now: UnixSeconds,
+    ) -> Result<Request<()>, http::Error> {
+        let registration = push.registration;
+        self.request(
+            &upstream.authority,
+            authorization,
+            &push.device_token,
+            registration,
+            push.id,
+            now,
+        )
+    }
+
+    fn request(
         &self,
         authority: &Authority,
-        authorization: &HeaderValue,
+        authorization: Option<&HeaderValue>,
         device_token: &DeviceToken,
+        registration: RegistrationKey,
         id: Uuid,
         now: UnixSeconds,
     ) -> Result<Request<()>, http::Error> {
@@ -72,7 +98,9 @@ impl Template {
         uri.path_and_query = Some(PathAndQuery::from_maybe_shared(Bytes::from(path))?);
 
         let mut headers = self.headers.clone();
-        headers.insert(AUTHORIZATION, authorization.clone());
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
         let mut id_text = Uuid::encode_buffer();
         let id_text: &str = id.hyphenated().encode_lower(&mut id_text);
         headers.insert(ID, HeaderValue::from_str(id_text)?);
@@ -82,6 +110,9 @@ impl Template {
             seconds => now.0.saturating_add(seconds),
         };
         headers.insert(EXPIRATION, HeaderValue::from(expiration));
+        if self.collapse == Collapse::Registration {
+            headers.insert(COLLAPSE_ID, collapse_id(registration)?);
+        }
 
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
@@ -90,6 +121,19 @@ impl Template {
         *request.headers_mut() = headers;
         Ok(request)
     }
+}
+
+/// 32 of the 64 bytes that are allowed: the same for all pushes of a registration, and from a hash, so
+/// that it tells nothing of user, server or node.
+fn collapse_id(registration: RegistrationKey) -> Result<HeaderValue, InvalidHeaderValue> {
+    let hash = digest(&SHA256, &registration.0);
+    let (half, _) = hash.as_ref().split_at(16);
+    let half = <[u8; 16]>::try_from(half).unwrap_or_default();
+    HeaderValue::from_str(
+        Uuid::from_bytes(half)
+            .simple()
+            .encode_lower(&mut Uuid::encode_buffer()),
+    )
 }
 
 /// The `authorization` header: marked sensitive, so that no proxy keeps it in a compression table.
@@ -105,20 +149,19 @@ pub(crate) fn authorization(bearer: &Bearer) -> Result<HeaderValue, InvalidHeade
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::class::{Class, ClassConfig};
 
     #[track_caller]
-    fn check(kind: Kind, expected: &[(&str, &str)]) {
-        let app = AppConfig {
-            topic: "com.example.app".to_owned(),
-            alert_expiration_seconds: 60,
-            ..AppConfig::default()
-        };
-        let template = Template::new(kind, &app).unwrap();
+    fn check(class: Class, config: ClassConfig, authorized: bool, expected: &[(&str, &str)]) {
+        let style = Style::new(class, &config).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let template = Template::new("com.example.app", &style).unwrap();
+        let authorization = authorization(&Bearer::new("bearer a.b.c")).unwrap();
         let request = template
             .request(
                 &Authority::from_static("api.push.apple.com"),
-                &authorization(&Bearer::new("bearer a.b.c")).unwrap(),
+                authorized.then_some(&authorization),
                 &DeviceToken::parse(&"AB".repeat(32)).unwrap(),
+                RegistrationKey([7; 16]),
                 Uuid::from_u128(0x0b3c_1c6e_0000_4000_8000_0000_0000_00ff),
                 UnixSeconds(1_767_830_400),
             )
@@ -128,7 +171,8 @@ mod tests {
             request.uri().to_string(),
             format!("https://api.push.apple.com/3/device/{}", "ab".repeat(32))
         );
-        assert!(request.headers()[AUTHORIZATION].is_sensitive());
+        let sensitive = request.headers().get(AUTHORIZATION);
+        assert!(sensitive.is_none_or(HeaderValue::is_sensitive));
         let mut headers: Vec<(&str, &str)> = request
             .headers()
             .iter()
@@ -141,8 +185,15 @@ mod tests {
     #[test]
     fn requests() {
         check(
-            Kind::Alert,
+            Class::Important,
+            ClassConfig {
+                expiration_seconds: Some(60),
+                collapse: Collapse::Registration,
+                ..ClassConfig::default()
+            },
+            true,
             &[
+                ("apns-collapse-id", "d761d406af2a4a5a15f67c924378ed88"),
                 ("apns-expiration", "1767830460"),
                 ("apns-id", "0b3c1c6e-0000-4000-8000-0000000000ff"),
                 ("apns-priority", "10"),
@@ -152,7 +203,9 @@ mod tests {
             ],
         );
         check(
-            Kind::Background,
+            Class::Unimportant,
+            ClassConfig::default(),
+            true,
             &[
                 ("apns-expiration", "0"),
                 ("apns-id", "0b3c1c6e-0000-4000-8000-0000000000ff"),
@@ -160,6 +213,19 @@ mod tests {
                 ("apns-push-type", "background"),
                 ("apns-topic", "com.example.app"),
                 ("authorization", "bearer a.b.c"),
+            ],
+        );
+        // By certificate there is no authorization.
+        check(
+            Class::Voip,
+            ClassConfig::default(),
+            false,
+            &[
+                ("apns-expiration", "0"),
+                ("apns-id", "0b3c1c6e-0000-4000-8000-0000000000ff"),
+                ("apns-priority", "10"),
+                ("apns-push-type", "voip"),
+                ("apns-topic", "com.example.app.voip"),
             ],
         );
     }

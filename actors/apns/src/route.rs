@@ -50,8 +50,11 @@ pub(crate) struct Route {
 /// The provider token in use.
 #[derive(Clone)]
 pub(crate) struct Token {
-    pub(crate) authorization: HeaderValue,
+    /// Nothing when the connection's certificate says it.
+    pub(crate) authorization: Option<HeaderValue>,
     pub(crate) issued_at: UnixSeconds,
+    /// Which key in its file signed it.
+    generation: u64,
 }
 
 /// One connection as its route sees it.
@@ -86,13 +89,19 @@ impl Link {
 impl Route {
     pub(crate) fn new(lane: Rc<Lane>, upstream: Arc<Upstream>, now: Instant) -> Self {
         let backoff = Backoff::new(lane.upstreams.config().backoff());
+        let none_needed = Token {
+            authorization: None,
+            issued_at: UnixSeconds(0),
+            generation: 0,
+        };
+        let token = upstream.key.is_none().then_some(none_needed);
         Self {
             lane,
             upstream,
             waiting: RefCell::default(),
             links: RefCell::default(),
             backoff: RefCell::new(backoff),
-            token: RefCell::default(),
+            token: RefCell::new(token),
             token_held_until: Cell::default(),
             expiry_due: Cell::new(now + EXPIRY_CHECK),
         }
@@ -139,20 +148,44 @@ impl Route {
             tracing::error!(key = ?message.key, "a provider token is no header value");
             return;
         };
-        let newer = self
+        let generation = self.upstream.key.as_ref().map_or(0, |key| key.generation());
+        let last = self
             .token
             .borrow()
             .as_ref()
-            .is_none_or(|token| token.issued_at < message.issued_at);
-        if newer {
+            .map(|token| (token.issued_at, token.generation));
+        if last.is_some_and(|(_, last)| last != generation) {
+            // The file has another key, and each connection belongs to the key of its first push.
+            self.leave_all();
+        }
+        if last != Some((message.issued_at, generation)) {
             *self.token.borrow_mut() = Some(Token {
-                authorization,
+                authorization: Some(authorization),
                 issued_at: message.issued_at,
+                generation,
             });
             self.token_held_until.set(None);
             self.waiting.borrow_mut().unpark();
         }
         self.dispatch(now);
+    }
+
+    /// The connections there are take no more pushes, and end when all is answered.
+    fn leave_all(&self) {
+        for link in self.links.borrow().iter() {
+            if link.phase.get() == Phase::Ready {
+                link.phase.set(Phase::Draining);
+                link.wake();
+            }
+        }
+    }
+
+    /// Whether another connection takes pushes.
+    pub(crate) fn has_ready_beside(&self, one: &Rc<Link>) -> bool {
+        self.links
+            .borrow()
+            .iter()
+            .any(|link| !Rc::ptr_eq(link, one) && link.phase.get() == Phase::Ready)
     }
 
     /// A push was refused because the provider token of `issued_at` is too old: it waits for a newer one.
@@ -162,7 +195,7 @@ impl Route {
             .token
             .borrow()
             .as_ref()
-            .is_some_and(|token| token.issued_at > issued_at);
+            .is_some_and(|token| token.issued_at != issued_at);
         let mut waiting = self.waiting.borrow_mut();
         if replaced {
             waiting.repeat(push);
@@ -176,8 +209,11 @@ impl Route {
         // that the fault was not ours.
         self.token_held_until
             .set(Some(now + self.lane.upstreams.config().backoff().1));
+        let Some(key) = &self.upstream.key else {
+            return;
+        };
         let refused = ProviderTokenRefused {
-            key: self.upstream.key.clone(),
+            key: key.id().clone(),
             issued_at,
         };
         if self.lane.refused.try_send(refused).is_err() {
@@ -320,7 +356,7 @@ impl Route {
         self.slow_down(now);
         tracing::warn!(
             endpoint = %self.upstream.authority,
-            key = ?self.upstream.key,
+            key = ?self.upstream.key.as_ref().map(|key| key.id()),
             waiting = self.waiting.borrow().len(),
             "no connection to APNs: {error}"
         );

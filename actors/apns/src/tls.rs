@@ -7,6 +7,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::certificate::Certificate;
+
 /// The protocol name of HTTP/2 in ALPN (RFC 9113 §3.2).
 pub(crate) const H2: &[u8] = b"h2";
 
@@ -42,13 +44,19 @@ pub(crate) fn roots_of(path: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// The set-up of all connections that trust `roots`.
-pub(crate) fn client(roots: RootCertStore) -> Result<Arc<ClientConfig>, rustls::Error> {
+/// The set-up of all connections that trust `roots` and show `certificate`.
+pub(crate) fn client(
+    roots: RootCertStore,
+    certificate: Option<Certificate>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match certificate {
+        Some(certificate) => builder.with_client_auth_cert(certificate.chain, certificate.key)?,
+        None => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![H2.to_vec()];
     Ok(Arc::new(config))
 }

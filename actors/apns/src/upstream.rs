@@ -1,26 +1,33 @@
 //! Everything that is known before the first push: keys, TLS, prepared requests, and what the lanes share.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
-use messages::{AppId, Clock, ErrorReason, SigningKeyId};
+use messages::{AppId, Clock, ErrorReason, SigningKeyId, UnixSeconds};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use crate::alarm::Alarm;
 use crate::breaker::Breaker;
+use crate::certificate::Certificate;
+use crate::class::{Class, Style};
+use crate::config::{ALTERNATIVE, HTTPS};
+use crate::connect::Names;
 use crate::guard::TokenGuard;
 use crate::jwt::Signer;
-use crate::payload::{self, Kind};
+use crate::proxy::{Proxy, bare_host};
 use crate::request::Template;
+use crate::signing_key::SigningKey;
 use crate::{AppConfig, Config, Environment, Error, tls};
 
-/// The port that is meant when an endpoint names none.
-const HTTPS: u16 = 443;
+/// How long before a certificate ends the operator is told.
+const CERTIFICATE_WARNING_DAYS: u64 = 30;
+
+const DAY: u64 = 86_400;
 
 /// All apps, ready to be served. Cheap to clone; one for all lanes, because they share what is learned of
 /// an app.
@@ -30,9 +37,10 @@ pub struct Upstreams(Arc<Prepared>);
 struct Prepared {
     config: Config,
     clock: Clock,
+    names: Names,
     apps: HashMap<AppId, Arc<App>>,
     upstreams: Vec<Arc<Upstream>>,
-    signers: BTreeMap<SigningKeyId, Arc<Signer>>,
+    keys: BTreeMap<SigningKeyId, Arc<SigningKey>>,
 }
 
 /// Where pushes go and who signs for them: each lane has one pool of connections per upstream, because
@@ -48,8 +56,10 @@ pub(crate) struct Upstream {
     pub(crate) server_name: ServerName<'static>,
     /// Who is trusted to vouch for it.
     pub(crate) tls: Arc<ClientConfig>,
-    /// The key that signs.
-    pub(crate) key: SigningKeyId,
+    /// The proxy to go through.
+    pub(crate) proxy: Option<Proxy>,
+    /// The key that signs; none when the certificate in `tls` says who we are.
+    pub(crate) key: Option<Arc<SigningKey>>,
 }
 
 /// One app: its prepared requests, and what all lanes together know of it.
@@ -63,17 +73,19 @@ pub(crate) struct App {
     /// Stops the app while APNs refuses its configuration.
     pub(crate) breaker: Breaker,
     environment: &'static str,
-    alert: Template,
-    background: Template,
+    templates: Templates,
     alarm: Alarm,
 }
 
 impl App {
-    /// What pushes of a kind have in common.
-    pub(crate) const fn template(&self, kind: Kind) -> &Template {
-        match kind {
-            Kind::Alert => &self.alert,
-            Kind::Background => &self.background,
+    /// What pushes of a class have in common.
+    pub(crate) const fn template(&self, class: Class) -> &Template {
+        let [important, unimportant, voip, clear] = &self.templates;
+        match class {
+            Class::Important => important,
+            Class::Unimportant => unimportant,
+            Class::Voip => voip,
+            Class::Clear => clear,
         }
     }
 
@@ -101,8 +113,22 @@ impl Upstreams {
         apps: &BTreeMap<String, AppConfig>,
         clock: Clock,
     ) -> Result<Self, Vec<Error>> {
+        Self::prepare_with(config, apps, clock, Names::system())
+    }
+
+    /// The same with another way to look names up.
+    ///
+    /// # Errors
+    /// Every problem of every app, not only the first.
+    pub fn prepare_with(
+        config: &Config,
+        apps: &BTreeMap<String, AppConfig>,
+        clock: Clock,
+        names: Names,
+    ) -> Result<Self, Vec<Error>> {
         let mut builder = Builder {
             errors: config.problems(),
+            now: clock.now(),
             ..Builder::default()
         };
         for (name, app) in apps {
@@ -111,15 +137,19 @@ impl Upstreams {
         if !builder.errors.is_empty() {
             return Err(builder.errors);
         }
+        for warning in &builder.warnings {
+            tracing::warn!("{warning}");
+        }
         Ok(Self(Arc::new(Prepared {
             config: config.clone(),
             clock,
+            names,
             apps: builder.apps,
             upstreams: builder.upstreams,
-            signers: builder
-                .signers
+            keys: builder
+                .keys
                 .into_iter()
-                .map(|(id, (_, signer))| (id, signer))
+                .map(|(id, (_, key))| (id, key))
                 .collect(),
         })))
     }
@@ -132,6 +162,10 @@ impl Upstreams {
         &self.0.clock
     }
 
+    pub(crate) fn names(&self) -> &Names {
+        &self.0.names
+    }
+
     pub(crate) fn app(&self, id: &AppId) -> Option<&Arc<App>> {
         self.0.apps.get(id)
     }
@@ -140,8 +174,8 @@ impl Upstreams {
         &self.0.upstreams
     }
 
-    pub(crate) fn signers(&self) -> impl Iterator<Item = &Arc<Signer>> {
-        self.0.signers.values()
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<SigningKey>> {
+        self.0.keys.values()
     }
 }
 
@@ -153,8 +187,38 @@ pub fn inspect(config: &Config, apps: &BTreeMap<String, AppConfig>) -> Vec<Error
         .unwrap_or_default()
 }
 
+/// Finds what works now and will not for long; nothing when there are faults.
+#[must_use]
+pub fn warnings(config: &Config, apps: &BTreeMap<String, AppConfig>, clock: &Clock) -> Vec<Error> {
+    let mut builder = Builder {
+        now: clock.now(),
+        ..Builder::default()
+    };
+    for (name, app) in apps {
+        builder.add(config, name, app);
+    }
+    builder.warnings
+}
+
+/// Prepared requests, in the order of [`Class::ALL`].
+type Templates = [Template; 4];
+
 /// What makes two apps share a pool.
-type Shared = (String, Option<PathBuf>, SigningKeyId);
+type Shared = (String, Option<PathBuf>, Option<Proxy>, Identity);
+
+/// Who we are to APNs.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Identity {
+    Key(SigningKeyId),
+    Certificate(PathBuf),
+}
+
+/// What an app needs to prove who it is.
+struct Proof {
+    identity: Identity,
+    key: Option<Arc<SigningKey>>,
+    certificate: Option<Certificate>,
+}
 
 #[derive(Default)]
 struct Builder {
@@ -163,26 +227,34 @@ struct Builder {
     upstreams: Vec<Arc<Upstream>>,
     by_shared: HashMap<Shared, usize>,
     /// The name of the app that brought the key, and the key.
-    signers: BTreeMap<SigningKeyId, (String, Arc<Signer>)>,
-    tls: HashMap<Option<PathBuf>, Arc<ClientConfig>>,
+    keys: BTreeMap<SigningKeyId, (String, Arc<SigningKey>)>,
+    now: UnixSeconds,
+    warnings: Vec<Error>,
 }
 
 impl Builder {
     fn add(&mut self, config: &Config, name: &str, app: &AppConfig) {
-        let key = self.key(name, app);
+        let proof = self.proof(name, app);
         let endpoint = self.endpoint(name, app);
-        let tls = self.tls(name, app);
-        let templates = self.templates(name, app);
-        let (Some(key), Some(endpoint), Some(tls), Some((alert, background))) =
-            (key, endpoint, tls, templates)
+        let proxy = self.proxy(name, app);
+        let topics = proof
+            .as_ref()
+            .and_then(|proof| proof.certificate.as_ref())
+            .map(|certificate| certificate.topics.clone())
+            .unwrap_or_default();
+        let templates = self.templates(name, app, &topics);
+        let (identity, key, certificate) = match proof {
+            Some(proof) => (Some(proof.identity), proof.key, proof.certificate),
+            None => (None, None, None),
+        };
+        let tls = self.tls(name, app, certificate);
+        let (Some(identity), Some(endpoint), Some(proxy), Some(tls), Some(templates)) =
+            (identity, endpoint, proxy, tls, templates)
         else {
             return;
         };
-        let shared = (
-            endpoint.authority.to_string(),
-            app.ca_file.clone(),
-            key.clone(),
-        );
+        let authority = endpoint.authority.to_string();
+        let shared = (authority, app.ca_file.clone(), proxy.clone(), identity);
         let upstream = *self.by_shared.entry(shared).or_insert_with(|| {
             self.upstreams.push(Arc::new(Upstream {
                 host: endpoint.host,
@@ -190,6 +262,7 @@ impl Builder {
                 authority: endpoint.authority,
                 server_name: endpoint.server_name,
                 tls,
+                proxy,
                 key,
             }));
             self.upstreams.len() - 1
@@ -208,14 +281,93 @@ impl Builder {
                 ),
                 breaker: Breaker::new(Duration::from_secs(config.breaker_seconds), now),
                 environment: app.environment.as_str(),
-                alert,
-                background,
+                templates,
                 alarm: Alarm::new(Duration::from_secs(config.alarm_interval_seconds)),
             }),
         );
     }
 
-    fn key(&mut self, name: &str, app: &AppConfig) -> Option<SigningKeyId> {
+    fn proof(&mut self, name: &str, app: &AppConfig) -> Option<Proof> {
+        let Some(file) = &app.certificate_file else {
+            let key = self.key(name, app)?;
+            return Some(Proof {
+                identity: Identity::Key(key.id().clone()),
+                key: Some(key),
+                certificate: None,
+            });
+        };
+        if !app.key_file.as_os_str().is_empty() {
+            self.invalid(
+                name,
+                "key_file",
+                "there is a certificate_file too; give one of both",
+            );
+            return None;
+        }
+        let key_file = app.certificate_key_file.as_ref().unwrap_or(file);
+        let certificate = match Certificate::load(file, key_file) {
+            Ok(certificate) => certificate,
+            Err(problem) => {
+                self.unusable(name, "certificate_file", file, problem);
+                return None;
+            }
+        };
+        let left = certificate.not_after.0.saturating_sub(self.now.0) / DAY;
+        if certificate.not_after <= self.now {
+            let problem = "has ended: make a new one in Apple's console".to_owned();
+            self.unusable(name, "certificate_file", file, problem);
+            return None;
+        }
+        if left <= CERTIFICATE_WARNING_DAYS {
+            self.warnings.push(Error::CertificateEnds {
+                app: name.to_owned(),
+                days: left,
+            });
+        }
+        Some(Proof {
+            identity: Identity::Certificate(file.clone()),
+            key: None,
+            certificate: Some(certificate),
+        })
+    }
+
+    fn unusable(&mut self, name: &str, key: &'static str, path: &Path, problem: String) {
+        self.errors.push(Error::Unusable {
+            app: name.to_owned(),
+            key,
+            path: path.to_owned(),
+            problem,
+        });
+    }
+
+    #[allow(
+        clippy::option_option,
+        reason = "no proxy is not the same as a wrong one"
+    )]
+    fn proxy(&mut self, name: &str, app: &AppConfig) -> Option<Option<Proxy>> {
+        let Some(url) = &app.proxy else {
+            return Some(None);
+        };
+        let proxy = match Proxy::new(url) {
+            Ok(proxy) => proxy,
+            Err(problem) => {
+                self.invalid(name, "proxy", problem);
+                return None;
+            }
+        };
+        let Some(file) = &app.proxy_credentials_file else {
+            return Some(Some(proxy));
+        };
+        match proxy.with_credentials(file) {
+            Ok(proxy) => Some(Some(proxy)),
+            Err(problem) => {
+                self.unusable(name, "proxy_credentials_file", file, problem);
+                None
+            }
+        }
+    }
+
+    fn key(&mut self, name: &str, app: &AppConfig) -> Option<Arc<SigningKey>> {
         let team_id = self.apple_id(name, "team_id", &app.team_id, "your team's id");
         let key_id = self.apple_id(name, "key_id", &app.key_id, "the id of the signing key");
         if app.key_file.as_os_str().is_empty() {
@@ -242,31 +394,26 @@ impl Builder {
         let signer = match Signer::from_pem(id.clone(), &text) {
             Ok(signer) => signer,
             Err(problem) => {
-                self.errors.push(Error::Unusable {
-                    app: name.to_owned(),
-                    key: "key_file",
-                    path: app.key_file.clone(),
-                    problem,
-                });
+                self.unusable(name, "key_file", &app.key_file, problem);
                 return None;
             }
         };
         if team_id.is_none() || key_id.is_none() {
             return None;
         }
-        if let Some((other, known)) = self.signers.get(&id) {
-            if known.public_key() != signer.public_key() {
+        if let Some((other, known)) = self.keys.get(&id) {
+            if known.signer().public_key() != signer.public_key() {
                 self.errors.push(Error::ConflictingKeys {
                     app: name.to_owned(),
                     other: other.clone(),
                 });
                 return None;
             }
-        } else {
-            self.signers
-                .insert(id.clone(), (name.to_owned(), Arc::new(signer)));
+            return Some(Arc::clone(known));
         }
-        Some(id)
+        let key = Arc::new(SigningKey::new(app.key_file.clone(), &text, signer));
+        self.keys.insert(id, (name.to_owned(), Arc::clone(&key)));
+        Some(key)
     }
 
     fn apple_id<'a>(
@@ -293,7 +440,15 @@ impl Builder {
     }
 
     fn endpoint(&mut self, name: &str, app: &AppConfig) -> Option<Endpoint> {
-        match Endpoint::new(app.environment, app.endpoint.as_deref()) {
+        if !matches!(app.port, HTTPS | ALTERNATIVE) {
+            self.invalid(
+                name,
+                "port",
+                "APNs listens at 443 and 2197; endpoint takes others",
+            );
+            return None;
+        }
+        match Endpoint::new(app.environment, app.port, app.endpoint.as_deref()) {
             Some(endpoint) => Some(endpoint),
             None => {
                 self.invalid(name, "endpoint", "write it as host:port");
@@ -302,85 +457,92 @@ impl Builder {
         }
     }
 
-    fn tls(&mut self, name: &str, app: &AppConfig) -> Option<Arc<ClientConfig>> {
-        if let Some(known) = self.tls.get(&app.ca_file) {
-            return Some(Arc::clone(known));
-        }
+    fn tls(
+        &mut self,
+        name: &str,
+        app: &AppConfig,
+        certificate: Option<Certificate>,
+    ) -> Option<Arc<ClientConfig>> {
         let roots = match &app.ca_file {
             Some(path) => tls::roots_of(path),
             None => tls::system_roots(),
         };
-        match roots.and_then(|roots| tls::client(roots).map_err(|error| error.to_string())) {
-            Ok(tls) => {
-                self.tls.insert(app.ca_file.clone(), Arc::clone(&tls));
-                Some(tls)
-            }
+        let roots = match roots {
+            Ok(roots) => roots,
             Err(problem) => {
-                self.errors.push(match &app.ca_file {
-                    Some(path) => Error::Unusable {
-                        app: name.to_owned(),
-                        key: "ca_file",
-                        path: path.clone(),
-                        problem,
-                    },
-                    None => Error::Invalid {
-                        app: name.to_owned(),
-                        key: "ca_file",
-                        problem,
-                    },
-                });
+                match &app.ca_file {
+                    Some(path) => self.unusable(name, "ca_file", path, problem),
+                    None => self.invalid(name, "ca_file", &problem),
+                }
+                return None;
+            }
+        };
+        let key = certificate
+            .as_ref()
+            .map_or("ca_file", |_| "certificate_file");
+        match tls::client(roots, certificate) {
+            Ok(tls) => Some(tls),
+            Err(problem) => {
+                self.invalid(name, key, &problem.to_string());
                 None
             }
         }
     }
 
-    fn templates(&mut self, name: &str, app: &AppConfig) -> Option<(Template, Template)> {
-        const KEPT_MAX: u64 = 30 * 86_400;
+    fn templates(
+        &mut self,
+        name: &str,
+        app: &AppConfig,
+        certified: &[String],
+    ) -> Option<Templates> {
         let before = self.errors.len();
-        for (key, seconds) in [
-            ("alert_expiration_seconds", app.alert_expiration_seconds),
-            (
-                "background_expiration_seconds",
-                app.background_expiration_seconds,
-            ),
-        ] {
-            if seconds > KEPT_MAX {
-                self.invalid(
-                    name,
-                    key,
-                    "APNs keeps nothing longer than 2592000 s (30 days)",
-                );
+        let mut styles = Vec::with_capacity(Class::ALL.len());
+        for class in Class::ALL {
+            let table = format!("{name}.{}", class.as_str());
+            match Style::new(class, app.class(class)) {
+                Ok(style) => styles.push((table, style)),
+                Err(problems) => {
+                    for (key, problem) in problems {
+                        self.invalid(&table, key, problem);
+                    }
+                }
             }
         }
-        if app.alert_title.is_empty() && app.alert_body.is_empty() {
-            self.invalid(
-                name,
-                "alert_title",
-                "a notification without any text is not shown; set alert_title or alert_body",
-            );
-        }
-        if app.topic.is_empty() {
+        // A certificate's first topic is the bundle id.
+        let topic = Some(&app.topic)
+            .filter(|topic| !topic.is_empty())
+            .or(certified.first());
+        let Some(topic) = topic else {
             self.missing(name, "topic", "the bundle id of the app");
             return None;
-        }
-        let templates = Template::new(Kind::Alert, app)
-            .and_then(|alert| Ok((alert, Template::new(Kind::Background, app)?)));
-        let Ok((alert, background)) = templates else {
-            self.invalid(
-                name,
-                "topic",
-                "a bundle id has letters, digits, '.' and '-'",
-            );
-            return None;
         };
-        if alert.payload().len() > payload::BYTES_MAX {
-            self.invalid(
-                name,
-                "alert_body",
-                "title, body and sound make a payload above 4096 bytes; shorten them",
-            );
+        if !certified.is_empty() && !certified.contains(topic) {
+            self.invalid(name, "topic", "the certificate is for other topics");
         }
-        (self.errors.len() == before).then_some((alert, background))
+        let mut templates = Vec::with_capacity(styles.len());
+        for (table, style) in styles {
+            let Ok(template) = Template::new(topic, &style) else {
+                let key = if style.topic_suffix.is_ascii() {
+                    "topic"
+                } else {
+                    "topic_suffix"
+                };
+                self.invalid(name, key, "a bundle id has letters, digits, '.' and '-'");
+                return None;
+            };
+            if template.payload().bytes_max() > style.push_type.bytes_max() {
+                self.invalid(
+                    &table,
+                    "body",
+                    "texts and extra make a payload above 4096 bytes (voip: 5120); shorten them",
+                );
+            }
+            templates.push(template);
+        }
+        if self.errors.len() > before {
+            return None;
+        }
+        templates.try_into().ok()
     }
 
     fn missing(&mut self, name: &str, key: &'static str, what: &'static str) {
@@ -409,20 +571,17 @@ struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(environment: Environment, given: Option<&str>) -> Option<Self> {
-        let authority: Authority = given.unwrap_or_else(|| environment.host()).parse().ok()?;
+    fn new(environment: Environment, port: u16, given: Option<&str>) -> Option<Self> {
+        let authority: Authority = match given {
+            Some(given) => given.parse().ok()?,
+            None => format!("{}:{port}", environment.host()).parse().ok()?,
+        };
         let port = match authority.port_u16() {
             Some(port) => port,
-            None if authority.as_str() == authority.host() => HTTPS,
+            None if authority.as_str() == authority.host() => port,
             None => return None,
         };
-        // An IPv6 address stands in brackets in an authority and nowhere else.
-        let host = authority.host();
-        let host = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or(host)
-            .to_owned();
+        let host = bare_host(&authority).to_owned();
         let server_name = ServerName::try_from(host.clone()).ok()?;
         // The default port is not written (RFC 9110 §4.2.2).
         let authority = if port == HTTPS {
@@ -442,10 +601,11 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ClassConfig, PushType};
 
     #[track_caller]
     fn check(endpoint: Option<&str>, expected: Option<(&str, u16, &str)>) {
-        let got = Endpoint::new(Environment::Production, endpoint);
+        let got = Endpoint::new(Environment::Production, HTTPS, endpoint);
         let got = got
             .as_ref()
             .map(|e| (e.host.as_str(), e.port, e.authority.as_str()));
@@ -522,15 +682,23 @@ mod tests {
             key_file: directory.path().join("absent.p8"),
             endpoint: Some("https://relay.example".to_owned()),
             ca_file: good.ca_file.clone(),
-            alert_body: String::new(),
-            alert_title: String::new(),
-            alert_expiration_seconds: 31 * 86_400,
+            important: ClassConfig {
+                title: Some(String::new()),
+                expiration_seconds: Some(31 * 86_400),
+                ..ClassConfig::default()
+            },
+            proxy: Some("socks5://proxy.example:1080".to_owned()),
             ..good.clone()
         };
         let swapped = AppConfig {
             key_file: key_file(directory.path(), "b.p8"),
             ca_file: Some(directory.path().join("a.p8")),
-            alert_body: "x".repeat(5_000),
+            unimportant: ClassConfig {
+                push_type: Some(PushType::Alert),
+                body: Some("x".repeat(5_000)),
+                ..ClassConfig::default()
+            },
+            port: 8_443,
             ..good.clone()
         };
         let told = problems(&[
@@ -547,12 +715,14 @@ mod tests {
             "[apps.c-wrong] team_id is wrong: Apple's ids have ten",
             "[apps.c-wrong] key_file: cannot read",
             "[apps.c-wrong] endpoint is wrong: write it as host:port",
-            "[apps.c-wrong] alert_expiration_seconds is wrong",
-            "[apps.c-wrong] alert_title is wrong",
+            "[apps.c-wrong] proxy is wrong: write it as http://host:port",
+            "[apps.c-wrong.important] expiration_seconds is wrong",
+            "[apps.c-wrong.important] title is wrong",
             "[apps.c-wrong] topic is wrong",
             "[apps.d-swapped] key_file is not the key that [apps.a-good] has",
+            "[apps.d-swapped] port is wrong: APNs listens at 443 and 2197",
+            "[apps.d-swapped.unimportant] body is wrong: texts and extra",
             "[apps.d-swapped] ca_file:",
-            "[apps.d-swapped] alert_body is wrong: title, body and sound",
         ];
         assert_eq!(told.len(), expected.len(), "{told:#?}");
         for (told, expected) in told.iter().zip(expected) {
@@ -590,13 +760,13 @@ mod tests {
         assert_eq!(upstream("a"), upstream("c"));
         assert_ne!(upstream("a"), upstream("b"));
         assert_eq!(upstreams.all().len(), 2);
-        assert_eq!(upstreams.signers().count(), 1);
+        assert_eq!(upstreams.keys().count(), 1);
     }
 
     #[test]
     fn numbers_out_of_range_are_told() {
         let config = Config {
-            token_renew_seconds: 3_600,
+            token_slot_seconds: 3_600,
             queue_max: 0,
             ..Config::default()
         };
@@ -608,7 +778,7 @@ mod tests {
             told,
             [
                 "[apns] queue_max = 0: choose a value from 1 to 10000000",
-                "[apns] token_renew_seconds = 3600: choose a value from 1200 to 3000",
+                "[apns] token_slot_seconds = 3600: choose a value from 1200 to 2400",
             ]
         );
     }

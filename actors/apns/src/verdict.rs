@@ -5,6 +5,7 @@ use messages::{
 };
 use tokio::time::Instant;
 
+use crate::guard::Suspicion;
 use crate::ledger::count;
 use crate::push::Push;
 use crate::reason::{Class, judge};
@@ -13,6 +14,9 @@ use crate::route::Route;
 
 /// How far back a token's death is dated when APNs does not date it: who registered since stays.
 const GRACE_MILLIS: u64 = 3_600_000;
+
+/// So many suspicious verdicts in a row and no success: the app stops asking.
+const STREAK_MAX: u64 = 20;
 
 /// A clock that differs by more from APNs' is worth a word.
 const SKEW_SECONDS_MIN: u64 = 60;
@@ -67,16 +71,15 @@ impl Route {
                 Fate::Keep
             }
             Class::Suspect => {
-                if push.app.guard.suspect(now) {
-                    self.bury(push, reason, None);
-                } else {
-                    push.app.alarm(
-                        &reason,
-                        now,
-                        "too many device tokens refused to blame the tokens: registrations are kept; \
-                         check topic and environment",
-                    );
-                    reject(&push, Rejection::Unavailable);
+                match push.app.guard.suspect(now) {
+                    Suspicion::Token => self.bury(push, reason, None),
+                    Suspicion::Configuration { streak } => {
+                        if streak >= STREAK_MAX {
+                            push.app.breaker.open(now);
+                        }
+                        push.app.alarm(&reason, now, mismatch(reason.as_str()));
+                        reject(&push, Rejection::Unavailable);
+                    }
                 }
                 Fate::Keep
             }
@@ -91,7 +94,7 @@ impl Route {
                 Fate::Keep
             }
             Class::ExpiredToken => {
-                if push.tries.reauthorized {
+                if push.tries.reauthorized || self.upstream.key.is_none() {
                     self.misconfigured(&push, &reason, &details, now);
                 } else {
                     self.park(push, issued_at, now);
@@ -180,6 +183,15 @@ impl Route {
                  key_file",
             ),
         }
+    }
+}
+
+/// In words what refuses so many device tokens.
+fn mismatch(reason: &str) -> &'static str {
+    if reason == "DeviceTokenNotForTopic" {
+        "device tokens belong to another app: registrations are kept; correct topic"
+    } else {
+        "device tokens belong to Apple's other environment: registrations are kept; correct environment"
     }
 }
 

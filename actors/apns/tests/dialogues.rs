@@ -128,6 +128,84 @@ async fn connections_are_added_when_streams_are_used_up() {
 }
 
 #[actix::test]
+async fn a_connection_that_is_not_needed_is_closed_but_never_the_last() {
+    let peer = Peer::start().await;
+    let config = Config {
+        connections_per_pool_max: 2,
+        connection_idle_seconds: 1,
+        ping_idle_seconds: 1,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(3);
+    let mut one = peer.accept_frames(1).await;
+    let first = one.request().await;
+    one.answer(first, 200).await;
+    let held = one.request().await;
+    let mut two = peer.accept_frames(1).await;
+    let stream = two.request().await;
+    two.answer(stream, 200).await;
+    world.all_accepted(2).await;
+    // The second one idles while the first one works.
+    assert!(two.closed().await, "with a farewell");
+    one.answer(held, 200).await;
+    world.all_accepted(1).await;
+    // The last one stays: nothing comes for longer than the limit, and then it is used again.
+    for _ in 0..3 {
+        one.ping().await;
+    }
+    world.deliver(1);
+    let again = one.request().await;
+    one.answer(again, 200).await;
+    world.all_accepted(1).await;
+    assert_eq!(world.counter("apns_connections_opened_total").await, 2);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_replaced_key_file_drains_the_connections_of_the_old_key() {
+    let peer = Peer::start().await;
+    let config = Config {
+        key_poll_seconds: 1,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(2);
+    let mut old = peer.accept_h2().await;
+    let asked = next(&mut old).await;
+    let token = header(&asked, "authorization").to_owned();
+    answer(asked, 200, &[]);
+    let held = next(&mut old).await;
+    let pair = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(peer.directory.path().join("key.p8"), pair.serialize_pem()).unwrap();
+    // The old connection takes nothing more; what it has is answered.
+    let mut new = loop {
+        world.deliver(1);
+        tokio::select! {
+            connection = peer.accept_h2() => break connection,
+            asked = old.accept() => answer(asked.unwrap().unwrap(), 200, &[]),
+        }
+    };
+    let asked = next(&mut new).await;
+    assert_ne!(header(&asked, "authorization"), token);
+    answer(asked, 200, &[]);
+    answer(held, 200, &[]);
+    actix_rt::spawn(async move {
+        while let Some(Ok(asked)) = new.accept().await {
+            answer(asked, 200, &[]);
+        }
+    });
+    tokio::time::timeout(testkit::PATIENCE, async {
+        while old.accept().await.is_some() {}
+    })
+    .await
+    .expect("the old connection ends");
+    let delivered = world.delivered();
+    world.all_accepted(delivered).await;
+    world.end().await;
+}
+
+#[actix::test]
 async fn after_goaway_the_unprocessed_move_and_the_others_finish() {
     let peer = Peer::start().await;
     let mut world = World::start(&config(), &peer);

@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{Identity, SimulatorError, tls};
 
-pub use control::{Control, Counters, Coverage, Faults, Notification, Verdict};
+pub use control::{Control, Counters, Coverage, Duplicates, Faults, Notification, Verdict};
 pub use reason::{Reason, Refusal};
 
 /// How long a TLS handshake may take.
@@ -51,6 +51,9 @@ pub struct Config {
     pub recording: bool,
     /// How many `apns-id`s are remembered to find duplicates. Default 65536; 0 switches it off.
     pub remembered_ids: usize,
+    /// Client certificates that it knows. With any, clients are asked for one; a client that shows one
+    /// needs no provider token. Default none.
+    pub certificates: Vec<KnownCertificate>,
     /// Misbehaviour at the start. Default none.
     pub faults: Faults,
 }
@@ -64,9 +67,20 @@ impl Default for Config {
             wedging: true,
             recording: true,
             remembered_ids: 1 << 16,
+            certificates: Vec::new(),
             faults: Faults::default(),
         }
     }
+}
+
+/// A client certificate as Apple knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownCertificate {
+    /// The certificate, in DER.
+    pub der: Vec<u8>,
+    /// What it may push to, suffixes included.
+    pub topics: Vec<String>,
 }
 
 /// What the simulated APNs stands on.
@@ -117,7 +131,8 @@ pub fn start(config: &Config, edges: Edges) -> Result<Handles, SimulatorError> {
         keys,
         clock,
     } = edges;
-    let tls = tls::alpn_server(&identity, b"h2")?;
+    let asks_clients = !config.certificates.is_empty();
+    let tls = tls::alpn_server(&identity, b"h2", asks_clients)?;
     let (listener, address) = crate::bind(config.address)?;
     let control = Control::new(config, clock);
     let judge = Rc::new(connection::Judge {
@@ -125,6 +140,7 @@ pub fn start(config: &Config, edges: Edges) -> Result<Handles, SimulatorError> {
         keys: provider_token::Keys::new(keys),
         streams_max: config.streams_max,
         wedging: config.wedging,
+        certificates: config.certificates.iter().cloned().map(Rc::new).collect(),
     });
     let stop = watch::Sender::new(false);
     actix_rt::spawn(listen(
@@ -178,6 +194,10 @@ async fn serve(
     stop: watch::Receiver<bool>,
 ) {
     let control = judge.control.clone();
+    if control.faults().borrow().handshakes_refused {
+        control.state().counters.connections_failed += 1;
+        return;
+    }
     // Without it, small answers wait for acknowledgements; a socket without it still works.
     let _nodelay = socket.set_nodelay(true);
     let handshake = tokio::time::timeout(HANDSHAKE_MAX, tls.accept(socket)).await;
@@ -188,13 +208,14 @@ async fn serve(
             return;
         }
     };
-    {
+    let number = {
         let counters = &mut control.state().counters;
         counters.connections += 1;
         counters.connections_open += 1;
-    }
+        counters.connections
+    };
     let faults = control.faults();
-    connection::serve(tls, judge, faults, stop).await;
+    connection::serve(number, tls, judge, faults, stop).await;
     control.state().counters.connections_open -= 1;
 }
 

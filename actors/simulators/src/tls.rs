@@ -18,15 +18,20 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// The server side with an ALPN protocol, without client certificates.
+/// The server side with an ALPN protocol; it takes any client certificate or none when it asks for one.
 pub(crate) fn alpn_server(
     identity: &Identity,
     protocol: &[u8],
+    asks_clients: bool,
 ) -> Result<Arc<ServerConfig>, SimulatorError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(identity.chain(), identity.key())?;
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let builder = if asks_clients {
+        builder.with_client_cert_verifier(Arc::new(AnyCertificate(provider())))
+    } else {
+        builder.with_no_client_auth()
+    };
+    let mut config = builder.with_single_cert(identity.chain(), identity.key())?;
     config.alpn_protocols = vec![protocol.to_vec()];
     Ok(Arc::new(config))
 }

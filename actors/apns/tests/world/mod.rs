@@ -219,6 +219,11 @@ impl World {
         self.deliver_to("app", count, Duration::from_secs(20), UnixSeconds(0));
     }
 
+    /// How many pushes were delivered.
+    pub fn delivered(&self) -> u32 {
+        self.sent
+    }
+
     /// Delivers one push for a device, to be answered within 20 s; gives its slot.
     pub fn deliver_one(&mut self, device: u32, hint: NotificationHint) -> u32 {
         let slot = self.sent;

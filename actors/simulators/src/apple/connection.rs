@@ -7,15 +7,16 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use h2::server::{Builder, SendResponse};
 use h2::{Reason as Code, RecvStream};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, DATE};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use messages::UnixMillis;
+use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -23,6 +24,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_rustls::server::TlsStream;
 use uuid::Uuid;
 
+use super::KnownCertificate;
 use super::control::{Control, Faults, Notification, State, Verdict};
 use super::frames::{Orders, Tap};
 use super::payload;
@@ -49,15 +51,23 @@ pub(super) struct Judge {
     pub(super) keys: Keys,
     pub(super) streams_max: u32,
     pub(super) wedging: bool,
+    pub(super) certificates: Vec<Rc<KnownCertificate>>,
 }
 
-/// Serves a connection until it ends. `stop` turns true when the simulator drains.
+/// Serves the `number`th connection until it ends. `stop` turns true when the simulator drains.
 pub(super) async fn serve(
+    number: u64,
     tls: TlsStream<TcpStream>,
     judge: Rc<Judge>,
     mut faults: watch::Receiver<Faults>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let shown = tls
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(<[CertificateDer<'static>]>::first);
+    let certificate = shown.map(|shown| judge.certificate(shown));
     let orders = Rc::new(RefCell::new(Orders::new(STREAMS_UNTRUSTED)));
     let handshake = Builder::new()
         .initial_window_size(STREAM_WINDOW)
@@ -70,8 +80,10 @@ pub(super) async fn serve(
         session: Session {
             judge,
             trusted: None,
+            certificate,
             wedged: None,
         },
+        dipped: false,
         orders,
         announced: STREAMS_UNTRUSTED,
         announced_before: STREAMS_UNTRUSTED,
@@ -86,18 +98,19 @@ pub(super) async fn serve(
     };
     loop {
         let current = faults.borrow_and_update().clone();
-        if current.frozen {
+        let is_frozen = |faults: &Faults| faults.frozen || number <= faults.frozen_connections;
+        if is_frozen(&current) {
             tokio::select! {
                 changed = faults.changed() => if changed.is_err() { return },
                 changed = stop.changed() => if changed.is_err() { return },
             }
-            if faults.borrow().frozen && *stop.borrow() {
+            if is_frozen(&faults.borrow()) && *stop.borrow() {
                 return;
             }
             continue;
         }
         if *stop.borrow_and_update() {
-            connection.go_away(connection.newest);
+            connection.go_away(connection.newest, &current);
         }
         let due = connection.due();
         let step = tokio::select! {
@@ -116,7 +129,7 @@ pub(super) async fn serve(
         };
         let go_on = match step {
             Step::Arrived(requests) => connection.arrive(requests, &current),
-            Step::Received => connection.judge(Duration::from_millis(current.latency_millis)),
+            Step::Received => connection.judge(&current),
             Step::Due => connection.is_due(),
             Step::Closed => false,
         };
@@ -144,6 +157,8 @@ struct Connection {
     h2: h2::server::Connection<Tap<TlsStream<TcpStream>>, Bytes>,
     session: Session,
     orders: Rc<RefCell<Orders>>,
+    /// The last answer was a refusal, and a fault wants the limit to show it.
+    dipped: bool,
     /// The stream limit that the client was told last.
     announced: u32,
     /// The one before: streams opened before the client knew of the last one obey this.
@@ -217,7 +232,7 @@ impl Connection {
     /// Tells the client its stream limit when it has changed; true when it has just done so. h2 has one
     /// SETTINGS frame on the way at a time; the acknowledgement of the last one wakes this task.
     fn announce(&mut self, faults: &Faults) -> bool {
-        let wanted = if self.session.trusted.is_none() {
+        let wanted = if self.dipped || !self.session.is_trusted() {
             STREAMS_UNTRUSTED
         } else {
             faults.streams_max.unwrap_or(self.session.judge.streams_max)
@@ -265,7 +280,7 @@ impl Connection {
             }
             if strikes(faults.go_away_every, n) {
                 state.counters.go_aways += 1;
-                self.go_away(self.newest);
+                self.go_away(self.newest, faults);
             }
             let (parts, body) = request.into_parts();
             self.receiving.push(Received {
@@ -284,23 +299,40 @@ impl Connection {
     }
 
     /// Judges what has come and answers it, or puts the answers aside for their time.
-    fn judge(&mut self, latency: Duration) -> bool {
+    fn judge(&mut self, faults: &Faults) -> bool {
+        let latency = Duration::from_millis(faults.latency_millis);
         let mut received = std::mem::take(&mut self.received);
         let control = self.session.judge.control.clone();
         let mut state = control.state();
         let now = state.clock.now_millis();
         for request in received.drain(..) {
-            let (verdict, apns_id) = self.session.judge(&mut state, now, &request);
+            let (verdict, apns_id) = self.session.judge(&mut state, now, &request, faults);
+            let date = now
+                .seconds()
+                .0
+                .saturating_add_signed(faults.date_ahead_seconds);
+            self.dipped = match verdict {
+                Verdict::Accept => false,
+                Verdict::Refuse(refusal) if refusal.reason.status() < 500 => {
+                    self.dipped || faults.dip_after_refusal
+                }
+                Verdict::Refuse(_) | Verdict::Stall => self.dipped,
+            };
             let respond = request.respond;
             match verdict {
                 Verdict::Stall => self.stalled.push(respond),
-                Verdict::Accept if latency.is_zero() => Answer::new(apns_id, None).send(respond),
-                Verdict::Refuse(refusal) if latency.is_zero() => {
-                    Answer::new(apns_id, Some(refusal)).send(respond);
+                Verdict::Accept if latency.is_zero() => {
+                    Answer::new(apns_id, None, date).send(respond)
                 }
-                Verdict::Accept => self.delay(latency, respond, Answer::new(apns_id, None)),
+                Verdict::Refuse(refusal) if latency.is_zero() => {
+                    Answer::new(apns_id, Some(refusal), date).send(respond);
+                }
+                Verdict::Accept => {
+                    self.delay(latency, respond, Answer::new(apns_id, None, date));
+                }
                 Verdict::Refuse(refusal) => {
-                    self.delay(latency, respond, Answer::new(apns_id, Some(refusal)));
+                    let answer = Answer::new(apns_id, Some(refusal), date);
+                    self.delay(latency, respond, answer);
                 }
             }
         }
@@ -330,10 +362,11 @@ impl Connection {
     }
 
     /// Says that no stream after this one is processed. Only the first time counts.
-    fn go_away(&mut self, last: u32) {
+    fn go_away(&mut self, last: u32, faults: &Faults) {
         if self.last.is_none() {
             self.last = Some(last);
-            self.orders.borrow_mut().go_away(last, "Shutdown");
+            let reason = faults.go_away_reason.as_deref().unwrap_or("Shutdown");
+            self.orders.borrow_mut().go_away(last, reason);
         }
     }
 
@@ -393,20 +426,67 @@ struct Session {
     judge: Rc<Judge>,
     /// The last good token, and what it says: a client sends the same one for most of an hour.
     trusted: Option<(HeaderValue, Verified)>,
+    /// The client certificate that was shown; no topics when it is not known.
+    certificate: Option<Option<Rc<KnownCertificate>>>,
     /// The refusal that everything gets from now on.
     wedged: Option<Refusal>,
 }
 
+impl Judge {
+    fn certificate(&self, shown: &CertificateDer<'_>) -> Option<Rc<KnownCertificate>> {
+        let mut known = self.certificates.iter();
+        known.find(|known| known.der == shown.as_ref()).cloned()
+    }
+}
+
 impl Session {
+    /// Whether the client has proven who it is.
+    const fn is_trusted(&self) -> bool {
+        self.trusted.is_some() || matches!(self.certificate, Some(Some(_)))
+    }
+
+    /// Checks a request of a client that showed a certificate.
+    fn check_certificate(
+        certificate: Option<&KnownCertificate>,
+        fields: &Fields<'_>,
+        topic: &str,
+    ) -> Result<(), Refusal> {
+        let Some(certificate) = certificate else {
+            return Err(Refusal::new(
+                Reason::BadCertificate,
+                "the client certificate is not a known one",
+            ));
+        };
+        if fields.authorization.is_some() {
+            return Err(Refusal::new(
+                Reason::InvalidProviderToken,
+                "there is a certificate and a provider token",
+            ));
+        }
+        if !certificate.topics.iter().any(|known| known == topic) {
+            return Err(Refusal::new(
+                Reason::BadTopic,
+                "apns-topic is not one of the certificate's",
+            ));
+        }
+        Ok(())
+    }
+
     /// Finds the verdict and takes note of it. Also gives the id of the answer.
-    fn judge(&mut self, state: &mut State, now: UnixMillis, request: &Received) -> (Verdict, Uuid) {
+    fn judge(
+        &mut self,
+        state: &mut State,
+        now: UnixMillis,
+        request: &Received,
+        faults: &Faults,
+    ) -> (Verdict, Uuid) {
         let fields = Fields::of(&request.parts);
         let mut parsed = None;
-        let checked = self.check(state, now, request, &fields, &mut parsed);
+        let checked = self.check(state, now, request, &fields, faults, &mut parsed);
         let wants_device = state.knows_devices() || state.is_recording();
         let device_token = wants_device.then(|| fields.device_token()).flatten();
         let verdict = match checked {
-            Ok(()) => state.verdict_of(device_token.as_ref()),
+            Ok(()) => state.verdict(device_token.as_ref(), faults),
             Err(refusal) => Verdict::Refuse(refusal),
         };
         state.count(verdict);
@@ -442,6 +522,7 @@ impl Session {
         now: UnixMillis,
         request: &Received,
         fields: &Fields<'_>,
+        faults: &Faults,
         parsed: &mut Option<Arc<Value>>,
     ) -> Result<(), Refusal> {
         if let Some(refusal) = self.wedged {
@@ -451,7 +532,11 @@ impl Session {
         payload::check_size(request.size, head.push_type)?;
         *parsed = state.payloads.parse(&request.payload);
         payload::check(parsed.as_deref(), head.push_type)?;
-        if let Err(refusal) = self.authenticate(state, now, request, fields) {
+        if let Some(certificate) = &self.certificate {
+            return Self::check_certificate(certificate.as_deref(), fields, head.topic);
+        }
+        let oldest = faults.issued_at_min;
+        if let Err(refusal) = self.authenticate(state, now, request, fields, oldest) {
             let ends_all = matches!(
                 refusal.reason,
                 Reason::ExpiredProviderToken | Reason::TooManyProviderTokenUpdates
@@ -491,15 +576,16 @@ impl Session {
         now: UnixMillis,
         request: &Received,
         fields: &Fields<'_>,
+        oldest: u64,
     ) -> Result<(), Refusal> {
         let header = request.parts.headers.get(http::header::AUTHORIZATION);
         if let (Some((trusted, verified)), Some(header)) = (&self.trusted, header)
             && trusted == header
         {
-            return verified.check_age(now.seconds());
+            return verified.check_age(now.seconds(), oldest);
         }
         let verified = self.judge.keys.verify(fields.authorization)?;
-        verified.check_age(now.seconds())?;
+        verified.check_age(now.seconds(), oldest)?;
         if let Some((_, before)) = &self.trusted {
             if before.key.id.team_id != verified.key.id.team_id {
                 return Err(Refusal::new(
@@ -529,11 +615,17 @@ impl Session {
 struct Answer {
     apns_id: Uuid,
     refusal: Option<Refusal>,
+    /// The time that an error tells, in seconds since 1970.
+    date: u64,
 }
 
 impl Answer {
-    const fn new(apns_id: Uuid, refusal: Option<Refusal>) -> Self {
-        Self { apns_id, refusal }
+    const fn new(apns_id: Uuid, refusal: Option<Refusal>, date: u64) -> Self {
+        Self {
+            apns_id,
+            refusal,
+            date,
+        }
     }
 
     /// Sends it. Fails only when the client has taken the request back.
@@ -553,6 +645,12 @@ impl Answer {
         response
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let date = UNIX_EPOCH.checked_add(Duration::from_secs(self.date));
+        if let Some(date) = date
+            && let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(date))
+        {
+            response.headers_mut().insert(DATE, date);
+        }
         if let Ok(mut body) = respond.send_response(response, false) {
             let _gone = body.send_data(refusal.body().into(), true);
         }

@@ -38,6 +38,22 @@ pub struct Faults {
     pub streams_max: Option<u32>,
     /// Stops reading and writing on all connections: not even a PING is answered. Default false.
     pub frozen: bool,
+    /// The same for this many connections, the oldest since the start: half-open sockets. Default 0.
+    pub frozen_connections: u64,
+    /// Accepts sockets and closes them before TLS. Default false.
+    pub handshakes_refused: bool,
+    /// The reason that a GOAWAY names. Default `Shutdown`.
+    pub go_away_reason: Option<String>,
+    /// Each n-th request that is faultless is answered with 500 `InternalServerError` instead. Default 0:
+    /// never.
+    pub fail_every: u64,
+    /// Announces one stream at a time after each answer of status 4xx, until the next accepted one.
+    /// Default false.
+    pub dip_after_refusal: bool,
+    /// Provider tokens with an `iat` before this one are called expired. Default 0: none but the old.
+    pub issued_at_min: u64,
+    /// How far the clock in the `date` header of error answers is ahead, in seconds. Default 0.
+    pub date_ahead_seconds: i64,
 }
 
 /// What the simulator says of a device token that came with a faultless request.
@@ -152,6 +168,15 @@ impl Counters {
     }
 }
 
+/// What was accepted more than once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Duplicates {
+    /// Notifications beyond the first of their device.
+    pub by_device: u64,
+    /// Notifications whose `apns-id` had been accepted before.
+    pub by_id: u64,
+}
+
 /// How the devices of a test were served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
@@ -189,6 +214,7 @@ impl Control {
                 payloads: Payloads::default(),
                 updates: Updates::new(config.token_updates_limited),
                 sequence: 0,
+                faultless: 0,
             }),
             faults: watch::Sender::new(config.faults.clone()),
         }))
@@ -233,6 +259,16 @@ impl Control {
     #[must_use]
     pub fn delivered(&self, device_token: &DeviceToken) -> u64 {
         self.state().devices.get(device_token).copied().unwrap_or(0)
+    }
+
+    /// What was accepted more than once. Counts while recording.
+    #[must_use]
+    pub fn duplicates(&self) -> Duplicates {
+        let state = self.state();
+        Duplicates {
+            by_device: state.devices.values().map(|times| times - 1).sum(),
+            by_id: state.counters.duplicates,
+        }
     }
 
     /// Whether each of these devices got exactly one notification, and no other device any.
@@ -286,6 +322,8 @@ pub(super) struct State {
     watcher: Option<mpsc::Sender<Notification>>,
     /// Requests that arrived over all connections, for the faults that strike each n-th.
     sequence: u64,
+    /// Requests without a fault of their own.
+    faultless: u64,
 }
 
 impl State {
@@ -308,11 +346,27 @@ impl State {
         !self.verdicts.is_empty()
     }
 
-    pub(super) fn verdict_of(&self, device_token: Option<&DeviceToken>) -> Verdict {
+    fn verdict_of(&self, device_token: Option<&DeviceToken>) -> Verdict {
         device_token
             .and_then(|device_token| self.verdicts.get(device_token))
             .copied()
             .unwrap_or(self.default_verdict)
+    }
+
+    /// The verdict for a faultless request: the device's, unless a fault strikes.
+    pub(super) fn verdict(
+        &mut self,
+        device_token: Option<&DeviceToken>,
+        faults: &Faults,
+    ) -> Verdict {
+        self.faultless += 1;
+        if faults.fail_every != 0 && self.faultless.is_multiple_of(faults.fail_every) {
+            return Verdict::Refuse(Refusal::new(
+                Reason::InternalServerError,
+                "a fault strikes each so many requests",
+            ));
+        }
+        self.verdict_of(device_token)
     }
 
     pub(super) fn count(&mut self, verdict: Verdict) {

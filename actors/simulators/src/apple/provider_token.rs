@@ -98,11 +98,12 @@ impl Keys {
 
 impl Verified {
     /// Checks the age, which changes while a connection goes on with the same token.
-    pub(super) const fn check_age(&self, now: UnixSeconds) -> Result<(), Refusal> {
+    /// Nothing issued before `oldest` is good either.
+    pub(super) const fn check_age(&self, now: UnixSeconds, oldest: u64) -> Result<(), Refusal> {
         if self.issued_at > now.0.saturating_add(AHEAD_MAX) {
             return Err(invalid("the jwt iat is in the future"));
         }
-        if now.0 > self.issued_at.saturating_add(AGE_MAX) {
+        if now.0 > self.issued_at.saturating_add(AGE_MAX) || self.issued_at < oldest {
             return Err(Refusal::new(
                 Reason::ExpiredProviderToken,
                 "the jwt iat is more than 60 minutes ago",
