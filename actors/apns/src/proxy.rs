@@ -153,19 +153,16 @@ mod tests {
         );
     }
 
-    #[track_caller]
-    fn check(answer: &'static str, expected: &'static str) -> impl Future<Output = ()> {
-        async move {
-            let (mut ours, mut theirs) = duplex(1024);
-            let proxy = Proxy::new("http://proxy.example:3128").unwrap();
-            theirs.write_all(answer.as_bytes()).await.unwrap();
-            drop(theirs.shutdown().await);
-            let got = match proxy.tunnel(&mut ours, "api.push.apple.com", 443).await {
-                Ok(()) => "tunnel".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            assert!(got.contains(expected), "{answer:?}: {got}");
-        }
+    async fn check(answer: &str, expected: &str) {
+        let (mut ours, mut theirs) = duplex(1024);
+        let proxy = Proxy::new("http://proxy.example:3128").unwrap();
+        theirs.write_all(answer.as_bytes()).await.unwrap();
+        drop(theirs.shutdown().await);
+        let got = match proxy.tunnel(&mut ours, "api.push.apple.com", 443).await {
+            Ok(()) => "tunnel".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        assert!(got.contains(expected), "{answer:?}: {got}");
     }
 
     #[actix::test]

@@ -152,8 +152,8 @@ mod tests {
     use crate::class::{Class, ClassConfig};
 
     #[track_caller]
-    fn check(class: Class, config: ClassConfig, authorized: bool, expected: &[(&str, &str)]) {
-        let style = Style::new(class, &config).unwrap_or_else(|problems| panic!("{problems:?}"));
+    fn check(class: Class, config: &ClassConfig, authorized: bool, expected: &[(&str, &str)]) {
+        let style = Style::new(class, config).unwrap_or_else(|problems| panic!("{problems:?}"));
         let template = Template::new("com.example.app", &style).unwrap();
         let authorization = authorization(&Bearer::new("bearer a.b.c")).unwrap();
         let request = template
@@ -186,7 +186,7 @@ mod tests {
     fn requests() {
         check(
             Class::Important,
-            ClassConfig {
+            &ClassConfig {
                 expiration_seconds: Some(60),
                 collapse: Collapse::Registration,
                 ..ClassConfig::default()
@@ -204,7 +204,7 @@ mod tests {
         );
         check(
             Class::Unimportant,
-            ClassConfig::default(),
+            &ClassConfig::default(),
             true,
             &[
                 ("apns-expiration", "0"),
@@ -218,7 +218,7 @@ mod tests {
         // By certificate there is no authorization.
         check(
             Class::Voip,
-            ClassConfig::default(),
+            &ClassConfig::default(),
             false,
             &[
                 ("apns-expiration", "0"),

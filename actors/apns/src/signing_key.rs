@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(key.reload(), Ok(false));
         assert_eq!(key.signer().public_key(), first);
         // The same key with another line end.
-        std::fs::write(&file, text.clone() + "\n").unwrap();
+        std::fs::write(&file, text + "\n").unwrap();
         assert_eq!(key.reload(), Ok(false));
         assert_eq!(key.generation(), 0);
 

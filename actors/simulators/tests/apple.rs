@@ -23,7 +23,8 @@ use ring::signature::{
     EcdsaSigningAlgorithm,
 };
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use simulators::apple::{
     self, Config, Edges, Faults, Handles, KnownKey, Notification, Reason, Verdict,
@@ -880,4 +881,157 @@ async fn a_client_that_does_not_agree_on_http_2_is_turned_away() {
     };
     assert!(ended.await.is_err());
     assert_eq!(world.handles.control.counters().connections_failed, 1);
+}
+
+#[actix::test]
+async fn the_limit_dips_after_a_refusal_until_the_next_success() {
+    let world = World::start(&Config {
+        streams_max: 50,
+        faults: Faults {
+            dip_after_refusal: true,
+            ..Faults::default()
+        },
+        ..Config::default()
+    });
+    let control = &world.handles.control;
+    control.set_verdict(&device(2), Verdict::refuse(Reason::BadDeviceToken));
+    let (client, bearer) = (world.connect().await, world.bearer());
+    for (n, status, limit) in [(1, 200, 50), (2, 400, 1), (2, 400, 1), (1, 200, 50)] {
+        assert_eq!(
+            client.push(&bearer, &device(n)).await.unwrap().status,
+            status
+        );
+        client.await_limit(limit).await;
+    }
+}
+
+#[actix::test]
+async fn each_nth_faultless_request_fails_and_dates_its_answer() {
+    let world = World::start(&Config {
+        faults: Faults {
+            fail_every: 2,
+            date_ahead_seconds: -3_600,
+            ..Faults::default()
+        },
+        ..Config::default()
+    });
+    let (client, bearer) = (world.connect().await, world.bearer());
+    for reason in ["", "InternalServerError", "", "InternalServerError"] {
+        let answer = client.push(&bearer, &device(1)).await.unwrap();
+        assert_eq!(answer.reason(), reason);
+    }
+    let mut send = client.send.clone().ready().await.unwrap();
+    let (response, _) = send
+        .send_request(request(&bearer, &device(1), &[]), true)
+        .unwrap();
+    let head = response.await.unwrap();
+    assert_eq!(head.headers()["date"], "Wed, 31 Dec 2025 23:00:00 GMT");
+    assert_eq!(world.handles.control.duplicates().by_device, 1);
+}
+
+#[actix::test]
+async fn old_connections_freeze_while_new_ones_work() {
+    let world = World::start(&Config::default());
+    let control = &world.handles.control;
+    let (old, bearer) = (world.connect().await, world.bearer());
+    assert_eq!(old.push(&bearer, &device(1)).await.unwrap().status, 200);
+    control.set_faults(Faults {
+        frozen_connections: 1,
+        ..Faults::default()
+    });
+    let new = world.connect().await;
+    let second = device(2);
+    tokio::select! {
+        biased;
+        _ = old.push(&bearer, &second) => panic!("the old one answers"),
+        answer = new.push(&bearer, &second) => assert_eq!(answer.unwrap().status, 200),
+    }
+    // Not even the request of before the answer was seen.
+    assert_eq!(control.delivered(&second), 1);
+    control.set_faults(Faults {
+        issued_at_min: NOW.0 + 1,
+        ..Faults::default()
+    });
+    // Tokens of before are called expired from now on.
+    let answer = new.push(&bearer, &device(3)).await.unwrap();
+    assert_eq!(answer.reason(), "ExpiredProviderToken");
+}
+
+#[actix::test]
+async fn refused_handshakes_end_before_tls() {
+    let world = World::start(&Config {
+        faults: Faults {
+            handshakes_refused: true,
+            ..Faults::default()
+        },
+        ..Config::default()
+    });
+    let socket = TcpStream::connect(world.handles.address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let tls = TlsConnector::from(Arc::clone(&world.tls));
+    assert!(tls.connect(name, socket).await.is_err());
+    let counters = world.handles.control.counters();
+    assert_eq!((counters.connections, counters.connections_failed), (0, 1));
+}
+
+#[actix::test]
+async fn a_known_client_certificate_needs_no_token_and_no_other_does() {
+    let authority = Authority::new(&Clock::system()).unwrap();
+    let [known, stranger] =
+        ["known", "stranger"].map(|name| authority.issue(&[name], Kind::ServerAndClient).unwrap());
+    let mut world = World::start(&Config {
+        certificates: vec![apple::KnownCertificate {
+            der: known.chain()[0].to_vec(),
+            topics: vec![TOPIC.to_owned()],
+        }],
+        ..Config::default()
+    });
+    let mut roots = rustls::RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(world.handles.root_pem.as_bytes()) {
+        roots.add(root.unwrap()).unwrap();
+    }
+    let bearer = world.bearer();
+    let without = [("authorization", "")];
+    let other_topic = [("authorization", ""), ("apns-topic", "im.example.second")];
+    for (identity, headers, expected) in [
+        (&known, &without[..], ""),
+        (&known, &other_topic[..], "BadTopic"),
+        (&known, &[][..], "InvalidProviderToken"),
+        (&stranger, &without[..], "BadCertificate"),
+    ] {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_client_auth_cert(identity.chain(), identity.key())
+            .unwrap();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        world.tls = Arc::new(tls);
+        let client = world.connect().await;
+        let request = request(&bearer, &device(1), headers);
+        let answer = client.ask(request, ALERT).await.unwrap();
+        assert_eq!(answer.reason(), expected);
+    }
+}
+
+#[actix::test]
+async fn a_go_away_names_the_reason_that_was_set() {
+    let world = World::start(&Config {
+        faults: Faults {
+            go_away_every: 2,
+            go_away_reason: Some("IdleTimeout".to_owned()),
+            ..Faults::default()
+        },
+        ..Config::default()
+    });
+    let (client, bearer) = (world.connect().await, world.bearer());
+    assert_eq!(client.push(&bearer, &device(1)).await.unwrap().status, 200);
+    client.await_limit(1000).await;
+    let (second, third) = (device(2), device(3));
+    let (last, after) = tokio::join!(client.push(&bearer, &second), client.push(&bearer, &third));
+    assert_eq!(last.unwrap().status, 200);
+    let after = after.unwrap_err();
+    assert!(after.is_go_away(), "{after}");
+    assert!(after.to_string().contains("IdleTimeout"), "{after}");
 }

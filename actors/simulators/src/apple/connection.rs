@@ -322,7 +322,7 @@ impl Connection {
             match verdict {
                 Verdict::Stall => self.stalled.push(respond),
                 Verdict::Accept if latency.is_zero() => {
-                    Answer::new(apns_id, None, date).send(respond)
+                    Answer::new(apns_id, None, date).send(respond);
                 }
                 Verdict::Refuse(refusal) if latency.is_zero() => {
                     Answer::new(apns_id, Some(refusal), date).send(respond);
