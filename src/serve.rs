@@ -6,9 +6,10 @@ use std::time::Duration;
 use messages::Clock;
 use xmpp::listener::Socket;
 
+use crate::reload::Hangups;
 use crate::shutdown::Signals;
 use crate::wiring::{Extras, Service};
-use crate::{RunError, Settings, exit, guardian, reload, telemetry, wiring};
+use crate::{RunError, Settings, exit, guardian, telemetry, wiring};
 
 /// How a run of the service ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,7 @@ pub async fn run(
 ) -> Result<Report, RunError> {
     let grace = Duration::from_secs(settings.shutdown.grace_seconds);
     let guardian = settings.guardian.clone();
+    let hangups = Hangups::listen()?;
     let addresses: Vec<_> = listeners
         .iter()
         .filter_map(|socket| Some((socket.local_addr().ok()?, socket.kind())))
@@ -81,7 +83,7 @@ pub async fn run(
     let dead = tokio::select! {
         () = stop => None,
         dead = guardian::watch(guardian, wards) => Some(dead),
-        never = reload::on_hangup(reloads) => match never {},
+        never = hangups.pass_on(reloads) => match never {},
     };
     match &dead {
         None => tracing::info!("draining"),
