@@ -24,10 +24,10 @@ use crate::backlog::{Chunk, Queue, Recent};
 use crate::backoff::Backoff;
 use crate::gate::{self, Count, Lane};
 use crate::intake::Intake;
-use crate::stream::Fault;
 use crate::stream::limits::PeerLimits;
 use crate::stream::outbound::{self, Connection, Opened};
 use crate::stream::pings::Ping;
+use crate::stream::{Explained, Fault, Trace};
 use crate::xml::splitter::{Limits, Splitter, Unit};
 
 /// Shorter than answers wait, so that each is still there when its peer is tried again.
@@ -305,9 +305,9 @@ impl Keeper {
             let (local, remote) = &self.pair;
             self.shared.counters.connects.add(1);
             match outbound::open(&self.shared.ingress, local, remote).await {
-                Ok(opened) => {
+                Ok((opened, trace)) => {
                     self.shared.counters.streams_open.add(1);
-                    let served = self.converse(opened).await;
+                    let served = self.converse(opened, trace).await;
                     self.shared.counters.streams_open.remove(1);
                     match served {
                         true => self.backoff.reset(),
@@ -359,7 +359,7 @@ impl Keeper {
 
     /// Sends what comes until the stream ends. Returns whether it was of use: a peer that ends each stream
     /// before or as soon as anything is written is given time.
-    async fn converse(&mut self, opened: Opened) -> bool {
+    async fn converse(&mut self, opened: Opened, trace: Trace) -> bool {
         let (local, remote) = &self.pair;
         let intake = opened
             .bidirectional
@@ -424,7 +424,13 @@ impl Keeper {
                 true
             }
             End::Broken(fault) => {
-                tracing::debug!(%local, peer = %remote, reason = %fault, "stream to a peer ended");
+                if fault.is_departure() {
+                    tracing::debug!(%local, peer = %remote, reason = %fault, "stream to a peer ended");
+                } else {
+                    let reason = Explained(&fault, trace.stage);
+                    let outcomes = self.shared.ingress.outcomes();
+                    outcomes.failed(&trace, &reason, fault.stream_error());
+                }
                 self.put_back(recent.into_chunks());
                 framed.close_after(&fault).await;
                 first_written.is_some_and(|at| at.elapsed() > ARRIVAL_MAX)

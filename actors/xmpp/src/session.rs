@@ -579,7 +579,7 @@ impl StreamTask {
             Err(fault) => fault,
         };
         match fault {
-            Fault::Ended | Fault::Disconnected if stream.is_accounted() => {
+            _ if fault.is_departure() && stream.is_accounted() => {
                 tracing::debug!(trace = ?self.trace, "the peer closed its stream");
             }
             _ => self.report(&fault),

@@ -103,6 +103,20 @@ impl Fault {
         }
     }
 
+    /// Whether the peer has left as peers do: when it restarts, or has not used the stream for long.
+    pub(crate) const fn is_departure(&self) -> bool {
+        matches!(
+            self,
+            Self::Ended
+                | Self::Disconnected
+                | Self::PeerError(
+                    StreamCondition::ConnectionTimeout
+                        | StreamCondition::Reset
+                        | StreamCondition::SystemShutdown
+                )
+        )
+    }
+
     /// We end the stream with this stream error; `reason` goes to the log and to the peer.
     pub(crate) const fn refuse(condition: StreamCondition, reason: &'static str) -> Self {
         Self::Refused {

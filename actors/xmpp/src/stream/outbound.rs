@@ -178,12 +178,13 @@ enum Attempt {
     RefusedAndEnded,
 }
 
-/// Opens a stream from `local` to `remote` and authenticates. Tries one target after another.
+/// Opens a stream from `local` to `remote` and authenticates. Tries one target after another. Reports what
+/// came of it, and gives what is known of the stream for the report of its end.
 pub(crate) async fn open(
     ingress: &Ingress,
     local: &Domain,
     remote: &Domain,
-) -> Result<Opened, Failure> {
+) -> Result<(Opened, Trace), Failure> {
     let trace = RefCell::new(Trace::from((local, remote)));
     let attempt = async |reached, approach| {
         authenticated(ingress, local, remote, reached, approach, &trace).await
@@ -203,21 +204,22 @@ pub(crate) async fn open(
     })
     .await;
     let mut trace = trace.into_inner();
-    match &opened {
+    match opened {
         Ok(opened) => {
             trace.stage = Stage::Open;
             trace.method = Some(opened.method);
             ingress.outcomes().opened(&trace);
+            Ok((opened, trace))
         }
         Err(failure) => {
             if let Some(stage) = failure.stage() {
                 trace = Trace::from((local, remote));
                 trace.stage = stage;
             }
-            ingress.outcomes().failed(&trace, failure, None);
+            ingress.outcomes().failed(&trace, &failure, None);
+            Err(failure)
         }
     }
-    opened
 }
 
 /// Asks the server of `remote` whether it made `key` for the stream `id` that somebody opened to us as

@@ -159,8 +159,31 @@ async fn outgoing_streams_that_fail() {
     let certificate = out.certificate.as_deref().unwrap();
     assert!(certificate.contains("does not verify"), "{certificate}");
 
-    drop(home);
+    let mut returning = answer_external(&home, &world).await;
+    returning.expect(&result("id-1")).await;
+    check(&outcomes(&service).await, Direction::Out, "open", None);
+    let end = |condition: &str| {
+        format!(
+            "<stream:error><{condition} xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>\
+             </stream:error></stream:stream>"
+        )
+    };
+    returning.send(&end("policy-violation")).await;
     let known = after_failures(&service, 2).await;
+    let part = "the peer sent the stream error policy-violation";
+    check(&known, Direction::Out, "open", Some(part));
+    drop(returning);
+
+    // A peer that restarts, or has had no use for the stream, has not failed.
+    peer.send(&publish("id-2", "node-2")).await;
+    service.settle(PushOutcome::Accepted).await;
+    let mut returning = answer_external(&home, &world).await;
+    // What went before may come again.
+    returning.until(&result("id-2")).await;
+    drop(home);
+    returning.send(&end("system-shutdown")).await;
+    // Only that it is not there again has.
+    let known = after_failures(&service, 3).await;
     check(&known, Direction::Out, "connect", Some("refused"));
 }
 
