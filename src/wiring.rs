@@ -110,6 +110,7 @@ pub async fn start(
         let pool_edges = apns::pool::Edges {
             touch: registry.touch.clone(),
             rejected: feedback.rejected.clone(),
+            dead_pushes: registry.dead_pushes.clone(),
             subscribe: provider_tokens.subscribe.clone(),
             refused: provider_tokens.refused.clone(),
         };

@@ -24,7 +24,7 @@ use apns::{AppConfig, Config, Names, Upstreams, pool, provider_tokens};
 use messages::{
     AppId, Clock, Deliver, DeliverBatch, DeviceToken, Drain, NotificationHint, Origin,
     OutcomeBatch, Probe, PushOutcome, RegistrationKey, RejectedTokens, Rejection, Ticket,
-    TouchBatch, UnixMillis, UnixSeconds,
+    TouchBatch, UnixMillis,
 };
 use simulators::apple::{self, Faults, KnownCertificate, KnownKey, Reason, Verdict};
 use simulators::{Authority, Identity, Kind, SigningKey};
@@ -163,6 +163,7 @@ impl Rig {
         let edges = pool::Edges {
             touch: touches.recipient(),
             rejected: rejected.recipient(),
+            dead_pushes: Collector::start().recipient(),
             subscribe: signer.subscribe,
             refused: signer.refused,
         };
@@ -190,7 +191,6 @@ impl Rig {
                 registration: RegistrationKey(u128::from(number).to_be_bytes()),
                 app: AppId::new(app),
                 device_token: device(number),
-                renewed_at: UnixSeconds(0),
                 hint: NotificationHint {
                     message_count: None,
                     has_body: true,

@@ -9,9 +9,9 @@ mod support;
 
 use campanile::dev::world::Plan;
 use messages::{Clock, UnixMillis};
-use simulators::apple::{Reason, Verdict};
+use simulators::apple::{Faults, Reason, Verdict};
 use simulators::server::Answer;
-use support::{Rig, error, item_not_found};
+use support::{Rig, device_token, error, item_not_found, uuid};
 
 const HOUR_MILLIS: u64 = 3_600_000;
 
@@ -57,6 +57,30 @@ async fn a_410_newer_than_the_renewal_ends_the_registration() {
 
     let again = rig.register("ada", 1).await;
     assert_eq!(rig.push(&again, true).await, Answer::Result);
+    rig.finish().await;
+}
+
+#[actix_rt::test]
+async fn a_410_for_a_token_that_was_replaced_meanwhile_keeps_the_registration() {
+    let rig = Rig::start(Plan::default()).await;
+    let device = rig.register("ada", 1).await;
+    let control = &rig.world.apple.control;
+    control.set_verdict(&device.device_token, Verdict::unregistered(from_now(1)));
+    control.set_faults(Faults {
+        latency_millis: 3_000,
+        ..Faults::default()
+    });
+    let mut judged = control.watch(1);
+    let register_again = async {
+        judged.recv().await.unwrap();
+        let registered = rig.try_register("ada", uuid(1), device_token(2)).await;
+        registered.unwrap()
+    };
+    let (answer, again) = tokio::join!(rig.push(&device, true), register_again);
+    assert_eq!(answer, error("wait", "internal-server-error"));
+    control.set_faults(Faults::default());
+    assert_eq!(rig.push(&again, true).await, Answer::Result);
+    assert_eq!(control.delivered(&device_token(2)), 1);
     rig.finish().await;
 }
 

@@ -9,7 +9,8 @@ use std::rc::{Rc, Weak};
 
 use actix::Recipient;
 use messages::{
-    Origin, PushOutcome, RejectedToken, RejectedTokens, Rejection, Ticket, Touch, TouchBatch,
+    DeadPush, DeadPushBatch, Origin, PushOutcome, RegistrationKey, RejectedToken, RejectedTokens,
+    Rejection, Ticket, Touch, TouchBatch,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -18,12 +19,14 @@ use tokio::time::Instant;
 pub(crate) struct Ledger {
     touch: Recipient<TouchBatch>,
     rejected: Recipient<RejectedTokens>,
+    dead_pushes: Recipient<DeadPushBatch>,
     /// Batches with tickets still owed, by the time they must be told something.
     owing: RefCell<BTreeMap<(Instant, u64), Weak<Batch>>>,
     serial: Cell<u64>,
     outcomes: Cell<Vec<(Rc<Batch>, Ticket, PushOutcome)>>,
     touches: Cell<Vec<Touch>>,
     dead: Cell<Vec<RejectedToken>>,
+    buried: Cell<Vec<(Rc<Batch>, DeadPush)>>,
     /// Pushes not yet finished, answered or not.
     open: Cell<usize>,
     changed: Notify,
@@ -71,15 +74,21 @@ pub(crate) struct Claim {
 }
 
 impl Ledger {
-    pub(crate) fn new(touch: Recipient<TouchBatch>, rejected: Recipient<RejectedTokens>) -> Self {
+    pub(crate) fn new(
+        touch: Recipient<TouchBatch>,
+        rejected: Recipient<RejectedTokens>,
+        dead_pushes: Recipient<DeadPushBatch>,
+    ) -> Self {
         Self {
             touch,
             rejected,
+            dead_pushes,
             owing: RefCell::default(),
             serial: Cell::default(),
             outcomes: Cell::default(),
             touches: Cell::default(),
             dead: Cell::default(),
+            buried: Cell::default(),
             open: Cell::default(),
             changed: Notify::new(),
             counters: Counters::default(),
@@ -166,6 +175,7 @@ impl Ledger {
 
     /// Sends what was collected: one message per receiver.
     pub(crate) fn flush(&self) {
+        self.ask_about_dead();
         let outcomes = self.outcomes.take();
         if !outcomes.is_empty() {
             let mut by_origin: HashMap<&Origin, Vec<(Ticket, PushOutcome)>> = HashMap::new();
@@ -186,6 +196,25 @@ impl Ledger {
         let dead = items.len();
         if dead > 0 && self.rejected.try_send(RejectedTokens { items }).is_err() {
             self.lost(dead);
+        }
+    }
+
+    fn ask_about_dead(&self) {
+        let mut by_origin: HashMap<Origin, (Rc<Batch>, Vec<DeadPush>)> = HashMap::new();
+        for (batch, push) in self.buried.take() {
+            by_origin
+                .entry(batch.origin.clone())
+                .or_insert_with(|| (batch, Vec::new()))
+                .1
+                .push(push);
+        }
+        for (origin, (batch, items)) in by_origin {
+            let asked = self.dead_pushes.try_send(DeadPushBatch { origin, items });
+            let Err(returned) = asked else { continue };
+            for dead in returned.into_inner().items {
+                let unknown = PushOutcome::Rejected(Rejection::Unavailable);
+                push(&self.outcomes, (Rc::clone(&batch), dead.ticket, unknown));
+            }
         }
     }
 
@@ -213,10 +242,14 @@ fn push<T>(list: &Cell<Vec<T>>, item: T) {
 
 impl Batch {
     fn settle(self: &Rc<Self>, slot: usize, outcome: PushOutcome) {
-        let Some(ticket) = self.tickets.get(slot).and_then(Cell::take) else {
-            return;
-        };
-        self.ledger.tell(self, ticket, outcome);
+        if let Some(ticket) = self.take(slot) {
+            self.ledger.tell(self, ticket, outcome);
+        }
+    }
+
+    /// The ticket, if it was told nothing yet; from now on it is the taker's to tell.
+    fn take(&self, slot: usize) -> Option<Ticket> {
+        let ticket = self.tickets.get(slot).and_then(Cell::take)?;
         self.owed.set(self.owed.get() - 1);
         // A batch that owes nothing is not to be found when it falls due.
         if self.owed.get() == 0
@@ -224,6 +257,7 @@ impl Batch {
         {
             owing.remove(&self.key);
         }
+        Some(ticket)
     }
 
     fn settle_rest(self: &Rc<Self>, outcome: PushOutcome) {
@@ -237,6 +271,20 @@ impl Claim {
     /// Tells the outcome, unless the ticket was told something before.
     pub(crate) fn settle(&self, outcome: PushOutcome) {
         self.batch.settle(self.slot, outcome);
+    }
+
+    /// Has the outcome told by who knows whether the registration lives on without this token.
+    pub(crate) fn bury(&self, registration: RegistrationKey, rejected: RejectedToken) {
+        let batch = &self.batch;
+        if let Some(ticket) = batch.take(self.slot) {
+            let dead = DeadPush {
+                ticket,
+                registration,
+                rejected,
+            };
+            count(&batch.ledger.counters.rejected);
+            push(&batch.ledger.buried, (Rc::clone(batch), dead));
+        }
     }
 
     /// Tells that a newer push took the place of this one.
@@ -272,6 +320,7 @@ mod tests {
     struct Desk {
         ledger: Rc<Ledger>,
         outcomes: Collector<messages::OutcomeBatch>,
+        dead_pushes: Collector<DeadPushBatch>,
         now: Instant,
     }
 
@@ -279,8 +328,10 @@ mod tests {
         fn start() -> Self {
             let touch = Collector::start().recipient();
             let rejected = Collector::start().recipient();
+            let dead_pushes = Collector::start();
             Self {
-                ledger: Rc::new(Ledger::new(touch, rejected)),
+                ledger: Rc::new(Ledger::new(touch, rejected, dead_pushes.recipient())),
+                dead_pushes,
                 outcomes: Collector::start(),
                 now: Instant::now(),
             }
@@ -352,6 +403,73 @@ mod tests {
         drop(late);
         desk.ledger.flush();
         assert!(desk.outcomes.drain().is_empty());
+    }
+
+    fn rejected() -> RejectedToken {
+        RejectedToken {
+            app: messages::AppId::new("app"),
+            device_token: messages::DeviceToken::parse(&"a".repeat(64)).unwrap(),
+            reason: messages::ErrorReason::known("Unregistered"),
+            invalid_since: messages::UnixMillis(1),
+        }
+    }
+
+    #[actix::test]
+    async fn a_push_to_a_dead_token_is_handed_over_unless_it_was_answered() {
+        let mut desk = Desk::start();
+        let rejected = rejected();
+        let registration = |n| RegistrationKey([n; 16]);
+        let claims = desk.claims(0..3, 20);
+        claims[0].settle(PushOutcome::Deferred);
+        for (claim, n) in claims.iter().zip(0..) {
+            claim.bury(registration(n), rejected.clone());
+        }
+        drop(claims);
+        assert_eq!(desk.told().await, [(0, PushOutcome::Deferred)]);
+        let batch = desk.dead_pushes.take().await;
+        assert_eq!(batch.origin, Origin::new(desk.outcomes.recipient()));
+        let asked = batch.items.iter();
+        let asked: Vec<_> = asked
+            .map(|push| (push.ticket.slot, push.registration, &push.rejected))
+            .collect();
+        assert_eq!(
+            asked,
+            [
+                (1, registration(1), &rejected),
+                (2, registration(2), &rejected)
+            ]
+        );
+        assert_eq!(desk.ledger.open(), 0);
+    }
+
+    /// Takes nothing.
+    struct Gone;
+
+    impl actix::Actor for Gone {
+        type Context = actix::Context<Self>;
+
+        fn started(&mut self, ctx: &mut Self::Context) {
+            actix::ActorContext::stop(ctx);
+        }
+    }
+
+    impl actix::Handler<DeadPushBatch> for Gone {
+        type Result = ();
+
+        fn handle(&mut self, _: DeadPushBatch, _: &mut Self::Context) {}
+    }
+
+    #[actix::test]
+    async fn without_the_store_a_dead_token_costs_no_registration() {
+        let mut desk = Desk::start();
+        let gone = actix::Actor::start(Gone);
+        while gone.connected() {
+            tokio::task::yield_now().await;
+        }
+        Rc::get_mut(&mut desk.ledger).unwrap().dead_pushes = gone.recipient();
+        let claims = desk.claims(0..1, 20);
+        claims[0].bury(RegistrationKey([0; 16]), rejected());
+        assert_eq!(desk.told().await, [(0, UNAVAILABLE)]);
     }
 
     #[derive(Clone, Debug)]

@@ -9,8 +9,8 @@ use actix::{
     Actor, AsyncContext, Context, Handler, Recipient, ResponseFuture, Supervised, Supervisor,
 };
 use messages::{
-    DeliverBatch, Drain, Drained, ErrorReason, Health, Probe, ProviderTokenRefused, PushOutcome,
-    RejectedTokens, Rejection, SubscribeProviderToken, TouchBatch, UseProviderToken,
+    DeadPushBatch, DeliverBatch, Drain, Drained, ErrorReason, Health, Probe, ProviderTokenRefused,
+    PushOutcome, RejectedTokens, Rejection, SubscribeProviderToken, TouchBatch, UseProviderToken,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -34,6 +34,8 @@ pub struct Edges {
     pub touch: Recipient<TouchBatch>,
     /// Learns of dead device tokens.
     pub rejected: Recipient<RejectedTokens>,
+    /// Answers the iqs of pushes to dead device tokens.
+    pub dead_pushes: Recipient<DeadPushBatch>,
     /// Hands out provider tokens: [`crate::provider_tokens`].
     pub subscribe: Recipient<SubscribeProviderToken>,
     /// Learns of provider tokens called expired: [`crate::provider_tokens`].
@@ -84,7 +86,7 @@ impl Pool {
         let fresh = Duration::from_secs(config.fresh_seconds);
         let alarm = Alarm::new(Duration::from_secs(config.alarm_interval_seconds));
         let lane = Rc::new(Lane {
-            ledger: Rc::new(Ledger::new(edges.touch, edges.rejected)),
+            ledger: Rc::new(Ledger::new(edges.touch, edges.rejected, edges.dead_pushes)),
             refused: edges.refused,
             closed: Cell::new(false),
             upstreams,
@@ -182,7 +184,6 @@ impl Handler<DeliverBatch> for Pool {
                 claim,
                 registration: item.registration,
                 device_token: item.device_token,
-                renewed_at: item.renewed_at,
                 app: Arc::clone(app),
                 class: Class::of(item.hint),
                 message_count: item.hint.message_count,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use messages::{DeviceToken, PushOutcome, RegistrationKey, Rejection, UnixSeconds};
+use messages::{DeviceToken, PushOutcome, RegistrationKey, Rejection};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -21,8 +21,6 @@ pub(crate) struct Push {
     pub(crate) registration: RegistrationKey,
     /// The device to wake.
     pub(crate) device_token: DeviceToken,
-    /// When the registration was last renewed.
-    pub(crate) renewed_at: UnixSeconds,
     /// The app it is for.
     pub(crate) app: Arc<App>,
     /// What to send.

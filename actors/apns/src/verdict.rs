@@ -147,23 +147,18 @@ impl Route {
         }
     }
 
-    /// The device token is dead, unless its registration was renewed since: the iq is then answered as a
-    /// passing fault, and the store keeps the registration by the same comparison.
+    /// The device token is dead. Whether its registration is, the store knows: it answers the iq.
     fn bury(&self, push: Push, reason: ErrorReason, since: Option<UnixMillis>) {
         let now = self.lane.upstreams.clock().now_millis();
         let invalid_since = since.unwrap_or_else(|| now.minus_millis(GRACE_MILLIS));
-        let rejection = if push.renewed_at < invalid_since.seconds() {
-            Rejection::Unregistered
-        } else {
-            Rejection::Unavailable
-        };
-        push.claim.settle(PushOutcome::Rejected(rejection));
-        self.lane.ledger.dead(RejectedToken {
+        let rejected = RejectedToken {
             app: push.app.id.clone(),
             device_token: push.device_token,
             reason,
             invalid_since,
-        });
+        };
+        push.claim.bury(push.registration, rejected.clone());
+        self.lane.ledger.dead(rejected);
     }
 
     /// APNs refuses what the operator configured.

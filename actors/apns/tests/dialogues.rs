@@ -12,7 +12,7 @@ mod world;
 use std::time::Duration;
 
 use apns::{AppConfig, Config};
-use messages::{PushOutcome, Rejection, UnixSeconds};
+use messages::{PushOutcome, Rejection};
 
 use world::frames::{PROTOCOL_ERROR, REFUSED_STREAM};
 use world::{Peer, ServerConnection, World, answer, config, header, keep_open, next};
@@ -441,7 +441,7 @@ async fn a_push_without_verdict_is_deferred_and_goes_on() {
         ..config()
     };
     let mut world = World::start(&config, &peer);
-    world.deliver_to("app", 2, Duration::from_secs(1), UnixSeconds(0));
+    world.deliver_to("app", 2, Duration::from_secs(1));
     let mut apns = peer.accept_frames(100).await;
     let in_flight = apns.request().await;
     for (slot, outcome) in world.outcomes(2).await {
@@ -508,7 +508,7 @@ async fn an_unreachable_upstream_does_not_slow_another() {
     });
     let mut world = World::with_apps(&config, &apps, true);
     drop(gone);
-    world.deliver_to("gone", 2, Duration::from_secs(20), UnixSeconds(0));
+    world.deliver_to("gone", 2, Duration::from_secs(20));
     world.deliver(2);
     let mut apns = peer.accept_frames(100).await;
     for _ in 0..2 {
@@ -531,7 +531,7 @@ async fn an_unreachable_upstream_does_not_slow_another() {
 async fn an_app_without_configuration_keeps_its_registrations() {
     let peer = Peer::start().await;
     let mut world = World::start(&config(), &peer);
-    world.deliver_to("removed", 1, Duration::from_secs(20), UnixSeconds(0));
+    world.deliver_to("removed", 1, Duration::from_secs(20));
     assert_eq!(world.outcome().await, UNAVAILABLE);
     world.end().await;
 }

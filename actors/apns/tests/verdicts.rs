@@ -9,14 +9,13 @@
 
 mod world;
 
-use std::time::Duration;
-
 use apns::Config;
 use http::Response;
 use messages::{AppId, PushOutcome, Rejection, UnixMillis, UnixSeconds};
 
 use world::{
-    NOW, Peer, ServerConnection, World, answer, answer_with, config, hand_out, header, next, token,
+    NOW, Peer, ServerConnection, World, answer, answer_with, config, hand_out, header, next,
+    registration, token,
 };
 
 const UNAVAILABLE: PushOutcome = PushOutcome::Rejected(Rejection::Unavailable);
@@ -98,25 +97,25 @@ async fn verdicts_that_end_a_push() {
 }
 
 #[actix::test]
-async fn a_410_is_dated_and_spares_what_was_renewed_since() {
+async fn a_410_is_dated_and_answered_by_what_the_store_says() {
     let peer = Peer::start().await;
     let mut world = World::start(&config(), &peer);
     let mut connection = None;
     let dead_since = NOW.0 - 5_000;
-    // (renewed this many seconds before the death, body in how many frames, outcome)
-    for (number, (before_death, parts, expected)) in [
-        (10, 1, UNREGISTERED),
-        (1, 9, UNREGISTERED),
-        (0, 3, UNAVAILABLE),
-        (-3, 1, UNAVAILABLE),
+    // (whether the registration outlives the token, body in how many frames, outcome)
+    for (number, (outlives, parts, expected)) in [
+        (false, 1, UNREGISTERED),
+        (false, 9, UNREGISTERED),
+        (true, 3, UNAVAILABLE),
     ]
     .into_iter()
     .enumerate()
     {
-        let renewed_at = (dead_since / 1_000)
-            .checked_add_signed(-before_death)
-            .unwrap();
-        world.deliver_to("app", 1, Duration::from_secs(20), UnixSeconds(renewed_at));
+        let number = u32::try_from(number).unwrap();
+        world
+            .outliving
+            .extend(outlives.then(|| registration(number)));
+        world.deliver(1);
         if connection.is_none() {
             connection = Some(peer.accept_h2().await);
         }
@@ -135,9 +134,10 @@ async fn a_410_is_dated_and_spares_what_was_renewed_since() {
         let told = world.rejected.take().await.items;
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].app, AppId::new("app"));
-        assert_eq!(told[0].device_token, token(u32::try_from(number).unwrap()));
+        assert_eq!(told[0].device_token, token(number));
         assert_eq!(told[0].reason.as_str(), "Unregistered");
         assert_eq!(told[0].invalid_since, UnixMillis(dead_since));
+        assert_eq!(std::mem::take(&mut world.looked_up), told);
     }
     // Undated: an hour of grace.
     world.deliver(1);

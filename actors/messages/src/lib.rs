@@ -22,7 +22,7 @@ pub mod redact;
 mod registration;
 
 pub use clock::{Clock, UnixMillis, UnixSeconds};
-pub use feedback::{RejectedToken, RejectedTokens};
+pub use feedback::{DeadPush, DeadPushBatch, RejectedToken, RejectedTokens};
 pub use ids::{
     AppId, BareJid, DeviceToken, Domain, ErrorReason, IdError, NodeId, RegistrationKey, Secret,
     SigningKeyId,

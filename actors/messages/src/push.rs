@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use actix::{Message, Recipient};
 
-use crate::{AppId, DeviceToken, Domain, NodeId, RegistrationKey, Secret, UnixSeconds};
+use crate::{AppId, DeviceToken, Domain, NodeId, RegistrationKey, Secret};
 
 /// Names a slot in the table of unanswered iqs of one stream. The generation tells a late outcome from
 /// the slot's next tenant.
@@ -79,10 +79,6 @@ pub struct Deliver {
     pub app: AppId,
     /// The device to wake.
     pub device_token: DeviceToken,
-    /// When the registration was last renewed. A 410 whose timestamp is older speaks of an earlier
-    /// installation of the app: the outcome is [`Rejection::Unavailable`] then, not
-    /// [`Rejection::Unregistered`], because the answer to that makes servers forget the device.
-    pub renewed_at: UnixSeconds,
     /// What to make of it.
     pub hint: NotificationHint,
 }

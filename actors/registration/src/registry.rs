@@ -15,14 +15,14 @@ use actix::{
     Supervised, Supervisor,
 };
 use messages::{
-    Drain, Drained, Health, Probe, Register, RegistryError, RemoveTokens, SweepExpired, TouchBatch,
-    Unregister,
+    DeadPush, DeadPushBatch, Drain, Drained, Health, Probe, PushOutcome, Register, RegistryError,
+    Rejection, RemoveTokens, SweepExpired, TouchBatch, Unregister,
 };
 use tokio::sync::oneshot;
 
 use crate::Error;
 use crate::registrations::{Registrations, Shared};
-use crate::writer::{Broken, Job, lock};
+use crate::writer::{Broken, Job, lock, outlives};
 
 /// Most requests that share one sync; it bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
@@ -40,6 +40,8 @@ pub struct Handles {
     pub sweep: Recipient<SweepExpired>,
     /// Remembers push times.
     pub touch: Recipient<TouchBatch>,
+    /// Answers pushes to dead tokens.
+    pub dead_pushes: Recipient<DeadPushBatch>,
     /// Writes all that waits and stops taking requests.
     pub drain: Recipient<Drain>,
     /// Counters.
@@ -79,6 +81,7 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
         write_behind: None,
         busy: 0,
         late_touches: 0,
+        outcomes_lost: 0,
     };
     let address = Supervisor::start(|ctx: &mut Context<Registry>| {
         ctx.set_mailbox_capacity(0);
@@ -90,6 +93,7 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
         remove_tokens: address.clone().recipient(),
         sweep: address.clone().recipient(),
         touch: address.clone().recipient(),
+        dead_pushes: address.clone().recipient(),
         drain: address.clone().recipient(),
         probe: address.recipient(),
     })
@@ -121,6 +125,7 @@ struct Registry {
     write_behind: Option<SpawnHandle>,
     busy: u64,
     late_touches: u64,
+    outcomes_lost: u64,
 }
 
 impl Registry {
@@ -155,6 +160,16 @@ impl Registry {
                 Response::reply(Err(refused))
             }
         }
+    }
+
+    fn verdict(&self, push: &DeadPush) -> Result<Rejection, Error> {
+        let mut verdict = Rejection::Unregistered;
+        self.shared.store.read(push.registration, &mut |record| {
+            if outlives(record, &push.rejected) {
+                verdict = Rejection::Unavailable;
+            }
+        })?;
+        Ok(verdict)
     }
 
     fn write_touches(&self) {
@@ -224,6 +239,26 @@ impl Handler<TouchBatch> for Registry {
         };
         if pressing {
             self.write_touches();
+        }
+    }
+}
+
+impl Handler<DeadPushBatch> for Registry {
+    type Result = ();
+
+    /// Reads only, and such pushes are rare, so that this may be done here.
+    fn handle(&mut self, batch: DeadPushBatch, _: &mut Self::Context) {
+        let mut fault = None;
+        let outcomes = batch.items.iter().map(|push| {
+            let rejection = self.verdict(push).unwrap_or_else(|error| {
+                fault = Some(error);
+                Rejection::Internal
+            });
+            (push.ticket, PushOutcome::Rejected(rejection))
+        });
+        self.outcomes_lost += batch.origin.tell(outcomes.collect()) as u64;
+        if let Some(error) = fault {
+            tracing::error!("pushes to dead tokens could not be looked up: {error}");
         }
     }
 }
@@ -309,6 +344,7 @@ impl Handler<Probe> for Registry {
                     read(&counters.touches_written),
                 ),
                 ("registry_touches_dropped_total", touches_dropped),
+                ("registry_outcomes_lost_total", self.outcomes_lost),
             ],
         };
         Pulse(Some(health))

@@ -96,7 +96,6 @@ impl Resolver {
                     registration: key,
                     app: app(apps, record.app),
                     device_token,
-                    renewed_at: record.renewed_at,
                     hint: publish.hint,
                 }))
             } else {

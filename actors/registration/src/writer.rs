@@ -242,15 +242,12 @@ impl Writer {
     fn remove_tokens(&mut self, items: &[RejectedToken]) -> Result<Removed, RegistryError> {
         let mut dead = Vec::new();
         for item in items {
-            // Renewals are known to the second only: one in the second of the verdict may have come
-            // after it, so it counts as after.
-            let invalid_since = item.invalid_since.seconds();
             self.store
                 .of_token(
                     item.app.as_str(),
                     item.device_token.as_str(),
                     &mut |key, record| {
-                        if record.renewed_at < invalid_since {
+                        if !outlives(record, item) {
                             dead.push(key);
                         }
                     },
@@ -364,6 +361,15 @@ impl Writer {
         tracing::error!("{error}");
         RegistryError::Store
     }
+}
+
+/// Whether a registration is none of those that a dead token ends: it has another token, or was renewed
+/// since. Renewals are known to the second only: one in the second of the verdict may have come after it,
+/// so it counts as after.
+pub(crate) fn outlives(record: &Record<'_>, rejected: &RejectedToken) -> bool {
+    record.device_token != rejected.device_token.as_str()
+        || record.app != rejected.app.as_str()
+        || record.renewed_at >= rejected.invalid_since.seconds()
 }
 
 fn answer<T: Send + 'static>(reply: Reply<T>, result: Result<T, RegistryError>) -> Answer {

@@ -20,10 +20,10 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Request, Response};
 use messages::{
-    AppId, Bearer, Clock, Deliver, DeliverBatch, DeviceToken, Drain, Drained, NotificationHint,
-    Origin, OutcomeBatch, Probe, ProviderTokenRefused, PushOutcome, RegistrationKey,
-    RejectedTokens, SubscribeProviderToken, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds,
-    UseProviderToken,
+    AppId, Bearer, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Drain, Drained,
+    NotificationHint, Origin, OutcomeBatch, Probe, ProviderTokenRefused, PushOutcome,
+    RegistrationKey, RejectedToken, RejectedTokens, Rejection, SubscribeProviderToken, Ticket,
+    Touch, TouchBatch, UnixMillis, UnixSeconds, UseProviderToken,
 };
 use rcgen::{CertifiedKey, KeyPair};
 use rustls::ServerConfig;
@@ -152,6 +152,11 @@ pub struct World {
     pub outcomes: Collector<OutcomeBatch>,
     pub touches: Collector<TouchBatch>,
     pub rejected: Collector<RejectedTokens>,
+    dead_pushes: Collector<DeadPushBatch>,
+    /// Registrations that a dead token does not end, as the store would know.
+    pub outliving: Vec<RegistrationKey>,
+    /// What the store was asked about.
+    pub looked_up: Vec<RejectedToken>,
     pub subscriptions: Collector<SubscribeProviderToken>,
     pub refused: Collector<ProviderTokenRefused>,
     told: Vec<(Ticket, PushOutcome)>,
@@ -188,6 +193,7 @@ impl World {
             .unwrap_or_else(|errors| panic!("{errors:?}"));
         let touches = Collector::start();
         let rejected = Collector::start();
+        let dead_pushes = Collector::start();
         let subscriptions = Collector::start();
         let refused = Collector::start();
         let subscribe = if signer {
@@ -198,6 +204,7 @@ impl World {
         let edges = pool::Edges {
             touch: touches.recipient(),
             rejected: rejected.recipient(),
+            dead_pushes: dead_pushes.recipient(),
             subscribe,
             refused: refused.recipient(),
         };
@@ -207,6 +214,9 @@ impl World {
             outcomes: Collector::start(),
             touches,
             rejected,
+            dead_pushes,
+            outliving: Vec::new(),
+            looked_up: Vec::new(),
             subscriptions,
             refused,
             told: Vec::new(),
@@ -216,7 +226,7 @@ impl World {
 
     /// Delivers `count` pushes for `app`, to be answered within 20 s.
     pub fn deliver(&mut self, count: u32) {
-        self.deliver_to("app", count, Duration::from_secs(20), UnixSeconds(0));
+        self.deliver_to("app", count, Duration::from_secs(20));
     }
 
     /// How many pushes were delivered.
@@ -236,14 +246,13 @@ impl World {
             registration: registration(device),
             app: AppId::new("app"),
             device_token: token(device),
-            renewed_at: UnixSeconds(0),
             hint,
         };
         self.deliver_items(vec![item], Duration::from_secs(20));
         slot
     }
 
-    pub fn deliver_to(&mut self, app: &str, count: u32, within: Duration, renewed_at: UnixSeconds) {
+    pub fn deliver_to(&mut self, app: &str, count: u32, within: Duration) {
         let items = (self.sent..self.sent + count)
             .map(|number| Deliver {
                 ticket: Ticket {
@@ -253,7 +262,6 @@ impl World {
                 registration: registration(number),
                 app: AppId::new(app),
                 device_token: token(number),
-                renewed_at,
                 hint: NotificationHint {
                     message_count: None,
                     has_body: true,
@@ -278,8 +286,10 @@ impl World {
     /// The next `count` outcomes, by ticket.
     pub async fn outcomes(&mut self, count: usize) -> Vec<(u32, PushOutcome)> {
         while self.told.len() < count {
-            let batch = self.outcomes.take().await;
-            self.told.extend(batch.items);
+            tokio::select! {
+                batch = self.outcomes.take() => self.told.extend(batch.items),
+                batch = self.dead_pushes.take() => self.look_up(batch),
+            }
         }
         let mut outcomes: Vec<(u32, PushOutcome)> = self
             .told
@@ -288,6 +298,19 @@ impl World {
             .collect();
         outcomes.sort_by_key(|(slot, _)| *slot);
         outcomes
+    }
+
+    /// Answers pushes to dead tokens as the registry does.
+    fn look_up(&mut self, batch: DeadPushBatch) {
+        for push in batch.items {
+            let rejection = match self.outliving.contains(&push.registration) {
+                true => Rejection::Unavailable,
+                false => Rejection::Unregistered,
+            };
+            self.told
+                .push((push.ticket, PushOutcome::Rejected(rejection)));
+            self.looked_up.push(push.rejected);
+        }
     }
 
     /// The next outcome.

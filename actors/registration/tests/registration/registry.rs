@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use messages::{
-    AppId, ErrorReason, NodeId, RegistrationKey, RegistryError, RejectedToken, RemoveTokens,
-    SweepExpired, SweptPage, Touch, TouchBatch, UnixMillis, UnixSeconds,
+    AppId, DeadPush, DeadPushBatch, ErrorReason, NodeId, Origin, OutcomeBatch, PushOutcome,
+    RegistrationKey, RegistryError, RejectedToken, Rejection, RemoveTokens, SweepExpired,
+    SweptPage, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds,
 };
 use registration::registry::Handles;
+use testkit::Collector;
 
 use crate::fixture::{
     ADA, EVE, Fixture, NODE, OTHER_NODE, START, account, after, counter, drain, only, register,
@@ -78,6 +80,63 @@ async fn an_account_has_so_many_registrations_and_no_more() {
     secret(&registry, EVE, "3", "c").await;
     assert_eq!(registrations.describe(&account(ADA)).unwrap().len(), 2);
     assert_eq!(unregister(&registry, ADA, "2").await, 0);
+}
+
+/// What the iq of a push to that token is answered with, when the token was dead at some milliseconds
+/// after the start.
+async fn answered(
+    registry: &Handles,
+    registration: RegistrationKey,
+    (app, digit): (&str, &str),
+    milliseconds: u64,
+) -> PushOutcome {
+    let mut outcomes = Collector::<OutcomeBatch>::start();
+    let ticket = Ticket {
+        slot: 3,
+        generation: 1,
+    };
+    let push = DeadPush {
+        ticket,
+        registration,
+        rejected: RejectedToken {
+            app: AppId::new(app),
+            device_token: token(digit),
+            reason: ErrorReason::known("Unregistered"),
+            invalid_since: UnixMillis(START.millis().0 + milliseconds),
+        },
+    };
+    let batch = DeadPushBatch {
+        origin: Origin::new(outcomes.recipient()),
+        items: vec![push],
+    };
+    assert!(registry.dead_pushes.try_send(batch).is_ok());
+    let told = outcomes.take().await.items;
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].0, ticket);
+    told[0].1
+}
+
+#[actix::test]
+async fn a_server_is_told_of_a_dead_token_only_if_the_registration_ends() {
+    let dead = PushOutcome::Rejected(Rejection::Unregistered);
+    let alive = PushOutcome::Rejected(Rejection::Unavailable);
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    fixture.at(10);
+    secret(&registry, ADA, NODE, "a").await;
+    let key = only(&registrations, ADA).registration;
+    let its = ("app", "a");
+    assert_eq!(answered(&registry, key, its, 11_000).await, dead);
+    // Renewed since, or in the same second.
+    assert_eq!(answered(&registry, key, its, 10_999).await, alive);
+    assert_eq!(answered(&registry, key, its, 5_000).await, alive);
+    // The client has registered another token while the push was on the wire.
+    assert_eq!(answered(&registry, key, ("app", "b"), 11_000).await, alive);
+    assert_eq!(answered(&registry, key, ("beta", "a"), 11_000).await, alive);
+    unregister(&registry, ADA, NODE).await;
+    assert_eq!(answered(&registry, key, its, 5_000).await, dead);
+    assert_eq!(drain(&registry.drain).await.abandoned, 0);
+    assert_eq!(answered(&registry, key, its, 5_000).await, dead);
 }
 
 /// How many registrations end when a token was dead at some milliseconds after the start.

@@ -10,9 +10,7 @@ use messages::{
 use registration::resolver::{self, Edges, Handles};
 use testkit::Collector;
 
-use crate::fixture::{
-    ADA, EVE, Fixture, NODE, after, counter, drain, only, secret, service, token,
-};
+use crate::fixture::{ADA, EVE, Fixture, NODE, counter, drain, only, secret, service, token};
 
 struct Lane {
     resolver: Handles,
@@ -76,7 +74,6 @@ async fn a_batch_is_split_into_found_and_refused() {
     let fixture = Fixture::new();
     let (registrations, registry) = fixture.start();
     let ada = secret(&registry, ADA, NODE, "a").await;
-    fixture.at(30);
     let eve = secret(&registry, EVE, NODE, "e").await;
     let mut lane = Lane::start(&registrations);
     let foreign = Publish {
@@ -110,8 +107,6 @@ async fn a_batch_is_split_into_found_and_refused() {
     assert!(delivered.items[1].device_token == token("a"));
     assert!(delivered.items[1].registration == only(&registrations, ADA).registration);
     assert_eq!(delivered.items[1].app.as_str(), "app");
-    let renewals: Vec<_> = delivered.items.iter().map(|item| item.renewed_at).collect();
-    assert_eq!(renewals, [after(30), after(0)]);
 
     let outcomes = lane.outcomes.take().await.items;
     let refused = |rejection| PushOutcome::Rejected(rejection);
