@@ -92,6 +92,13 @@ pub(super) fn children(stream: &str) -> Vec<(Range<usize>, Tree)> {
                 }
                 None
             }
+            Event::CData(text) => {
+                if let Some((_, top)) = open.last_mut() {
+                    let text = text.into_inner();
+                    top.text += &text.replace("\r\n", "\n").replace('\r', "\n");
+                }
+                None
+            }
             Event::GeneralRef(reference) => {
                 let text = match reference.resolve_char_ref().expect("it is a character") {
                     Some(c) => c.to_string(),

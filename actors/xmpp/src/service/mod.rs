@@ -5,12 +5,13 @@ mod dialect;
 mod disco;
 mod form;
 
-use messages::{AppId, Domain, Register, Unregister};
+use messages::{AppId, Domain, PushOutcome, Register, Rejection, Unregister};
 
 pub(crate) use dialect::v1::PendingCommand;
 
 use crate::config::Contacts;
 use crate::jid::Jid;
+use crate::reply;
 use crate::xml::stanza::{self, Condition, ErrorType, IqHead, StanzaError};
 use crate::xml::{Element, ns, write};
 
@@ -59,10 +60,17 @@ pub(crate) fn answer(stanza: &Element, service: &Service) -> Answer {
 }
 
 fn answer_iq(iq: &Element, head: &IqHead<'_>, service: &Service) -> Answer {
-    let get = match iq.attribute("type") {
+    let kind = iq.attribute("type");
+    if matches!(kind, Some("result" | "error")) {
+        return Answer::Nothing;
+    }
+    if looks_like_a_push(iq) {
+        let malformed = PushOutcome::Rejected(Rejection::Malformed);
+        return reply(|out| reply::render(out, head, malformed));
+    }
+    let get = match kind {
         Some("get") => true,
         Some("set") => false,
-        Some("result" | "error") => return Answer::Nothing,
         _ => return refuse(head, BAD_REQUEST),
     };
     let mut children = iq.elements();
@@ -84,6 +92,17 @@ fn answer_iq(iq: &Element, head: &IqHead<'_>, service: &Service) -> Answer {
         ),
         _ => refuse(head, SERVICE_UNAVAILABLE),
     }
+}
+
+/// Whether a server seems to mean a push in a form that is none. The answers to other requests would make it
+/// forget the device, which may be fine.
+fn looks_like_a_push(iq: &Element) -> bool {
+    iq.descendants().any(|element| {
+        matches!(
+            (element.namespace(), element.name()),
+            (ns::PUSH, "notification") | (ns::PUBSUB, "publish" | "publish-options")
+        )
+    })
 }
 
 fn software_version(head: &IqHead<'_>, service: &Service) -> Answer {

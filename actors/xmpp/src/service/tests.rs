@@ -203,6 +203,35 @@ fn other_requests() {
     );
 }
 
+/// At the answers to other requests ejabberd forgets the device.
+#[test]
+fn what_looks_like_a_push_costs_no_registration() {
+    let malformed = error("wait", "bad-request", "");
+    let publish =
+        "<publish node='n'><item><notification xmlns='urn:xmpp:push:0'/></item></publish>";
+    let pubsub = format!("<pubsub xmlns='{}'>{publish}</pubsub>", ns::PUBSUB);
+    for odd in [
+        pubsub.clone(),
+        ["<x/>", &pubsub].concat(),
+        pubsub.replace(ns::PUBSUB, "urn:other"),
+        pubsub
+            .replace("<publish", "<request><publish")
+            .replace("</publish>", "</publish></request>"),
+        "<notification xmlns='urn:xmpp:push:0'/>".to_owned(),
+        format!("<pubsub xmlns='{}'><publish-options/></pubsub>", ns::PUBSUB),
+    ] {
+        for kind in ["get", "set", "other"] {
+            check(&iq(kind, &odd), &malformed);
+        }
+    }
+    let to_account = |text: &str| text.replace("'push.test'", "'ada@push.test'");
+    check(&to_account(&iq("get", &pubsub)), &to_account(&malformed));
+    assert!(matches!(
+        ask(&iq("error", &pubsub), &service()),
+        Answer::Nothing
+    ));
+}
+
 #[test]
 fn requests_that_are_none() {
     let bad = error("modify", "bad-request", "");

@@ -99,6 +99,16 @@ impl Element {
         self.elements().find(|child| child.is(name, namespace))
     }
 
+    /// The element and everything in it, in no particular order.
+    pub(crate) fn descendants(&self) -> impl Iterator<Item = &Self> {
+        let mut open = vec![self];
+        std::iter::from_fn(move || {
+            let next = open.pop()?;
+            open.extend(next.elements());
+            Some(next)
+        })
+    }
+
     /// The element's own text.
     pub(crate) fn text(&self) -> Cow<'_, str> {
         let mut whole = Cow::Borrowed("");
@@ -161,6 +171,9 @@ mod tests {
         assert_eq!(form.elements().count(), 2);
         assert!(element.child("x", ns::SERVER).is_some());
         assert!(element.child("y", ns::FORMS).is_none());
+        let mut names: Vec<_> = element.descendants().map(Element::name).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["iq", "x", "x", "x", "y", "y"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub(crate) enum XmlError {
     /// Well-formed, but nothing that can stand in a stream at this place.
     #[error("unexpected xml in the stream")]
     BadFormat,
-    /// A comment, processing instruction, DTD, CDATA section or custom entity.
+    /// A comment, processing instruction, DTD or custom entity.
     #[error("restricted xml")]
     RestrictedXml,
     /// Bytes that are not UTF-8.

@@ -5,7 +5,7 @@
 //! other forbidden characters, raw or as references; names that are names; white space between
 //! attributes and no `<` in their values; no duplicate attributes; no unbound prefix or illegal
 //! binding; no `]]>` in text; no entity but the predefined five; nothing outside the root; no comments,
-//! processing instructions, DTDs or CDATA sections.
+//! processing instructions or DTDs.
 
 use std::borrow::Cow;
 
@@ -137,7 +137,11 @@ impl<'a, 'n> Events<'a, 'n> {
                 Raw::GeneralRef(_) => return Err(XmlError::NotWellFormed),
                 Raw::Eof if self.depth == 0 && self.rooted => return Ok(Event::Eof),
                 Raw::Eof => return Err(XmlError::NotWellFormed),
-                Raw::CData(_) | Raw::Comment(_) | Raw::Decl(_) | Raw::PI(_) | Raw::DocType(_) => {
+                Raw::CData(text) if self.depth > 0 => {
+                    return Ok(Event::Text(with_plain_line_ends(text.into_inner())));
+                }
+                Raw::CData(_) => return Err(XmlError::NotWellFormed),
+                Raw::Comment(_) | Raw::Decl(_) | Raw::PI(_) | Raw::DocType(_) => {
                     return Err(XmlError::RestrictedXml);
                 }
             }
@@ -619,6 +623,10 @@ mod tests {
         );
         check("<a>]] > ]]&gt;</a>", "({jabber:server}a:]] > ]]>)");
         check(
+            "<a>x<![CDATA[<b>&amp;</b>\r\n]]]]><![CDATA[>]]>y<![CDATA[]]></a>",
+            "({jabber:server}a:x<b>&amp;</b>\n]]>y)",
+        );
+        check(
             "<a>x<b>y</b>z</a>",
             "({jabber:server}a:x({jabber:server}b:y)z)",
         );
@@ -714,6 +722,10 @@ mod tests {
             "<a xmlns:p='x' xmlns:q='x' p:b='1' q:b='2'/>",
             "<a>&amp</a>",
             "<a b='&amp'/>",
+            "<![CDATA[x]]><a/>",
+            "<a/><![CDATA[]]>",
+            "<a><![CDATA[\u{1}]]></a>",
+            "<a><![CDATA[x]]></b>",
             "<a>&amp <b/>;</a>",
             "<>",
             "< a/>",
@@ -728,7 +740,6 @@ mod tests {
             "<a>&nbsp;</a>",
             "<a b='&custom;'/>",
             "<a><!-- c --></a>",
-            "<a><![CDATA[x]]></a>",
             "<a><?pi?></a>",
             "<!DOCTYPE a><a/>",
             "<?xml version='1.0'?><a/>",

@@ -2,6 +2,9 @@
 
 use super::XmlError;
 
+/// What follows `<!` in a CDATA section (XML 1.0 §2.7).
+const CDATA: &[u8] = b"[CDATA[";
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     /// In character data, or before the unit.
@@ -15,6 +18,10 @@ enum State {
     Quoted(u8),
     /// In an end tag.
     End,
+    /// Behind `<!` and so many bytes of what opens a CDATA section.
+    Opening(usize),
+    /// In a CDATA section, behind so many `]`, of which two count.
+    CData(u8),
 }
 
 /// Reads one unit from its first byte on, in pieces of any size.
@@ -35,6 +42,7 @@ impl Skipper {
                 (State::Text, b'<') => State::Open,
                 (State::Text, _) => State::Text,
                 (State::Open, b'/') => State::End,
+                (State::Open, b'!') if self.depth > 0 => State::Opening(0),
                 (State::Open, b'!' | b'?') => return Err(XmlError::RestrictedXml),
                 (State::Open, _) => State::Tag { slash: false },
                 (State::Tag { .. }, b'\'' | b'"') => State::Quoted(*byte),
@@ -52,6 +60,14 @@ impl Skipper {
                     State::Text
                 }
                 (State::End, _) => State::End,
+                (State::Opening(seen), byte) if CDATA.get(seen) != Some(byte) => {
+                    return Err(XmlError::RestrictedXml);
+                }
+                (State::Opening(seen), _) if seen + 1 == CDATA.len() => State::CData(0),
+                (State::Opening(seen), _) => State::Opening(seen + 1),
+                (State::CData(2), b'>') => State::Text,
+                (State::CData(brackets), b']') => State::CData(2.min(brackets + 1)),
+                (State::CData(_), _) => State::CData(0),
             };
             if *byte == b'>' && self.state == State::Text && self.depth == 0 {
                 return Ok(Some(at + 1));
@@ -80,13 +96,17 @@ mod tests {
         check("<a><a/>></a >", Ok(Some(13)));
         check("<a b='/'>text</a>", Ok(Some(17)));
         check("<a><b></b>", Ok(None));
+        check("<a><![CDATA[</a>]]]>]]></a>x", Ok(Some(27)));
+        check("<a><![CDATA[]>]]", Ok(None));
         check("<a><!-- </a> -->", Err(XmlError::RestrictedXml));
+        check("<a><![CDATX", Err(XmlError::RestrictedXml));
+        check("<![CDATA[x]]>", Err(XmlError::RestrictedXml));
     }
 
     proptest! {
         #[test]
         fn ends_where_the_splitter_does_in_pieces_of_any_size(
-            text in "<a( b='[>/\"]{0,3}')?>(x?<b(/>| c=\"[>']\"></b>)){0,5}</a ?>",
+            text in "<a( b='[>/\"]{0,3}')?>(x?<b(/>| c=\"[>']\"></b>|><!\\[CDATA\\[[<>x\\]]{0,3}\\]\\]></b>)){0,5}</a ?>",
             piece in 1..9usize,
         ) {
             let mut skipper = Skipper::default();

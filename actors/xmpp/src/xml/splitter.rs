@@ -3,9 +3,14 @@
 //! The splitter looks at structure only (tags, quotes, depth) and holds every limit, so that nothing
 //! beyond a limit is ever stored. Whether a unit is well-formed is for [`super::events`] to say.
 
-use memchr::{memchr, memchr3};
+use memchr::{memchr, memchr3, memmem};
 
 use super::XmlError;
+
+/// What opens a CDATA section, behind its `<` (XML 1.0 §2.7).
+const CDATA: &[u8] = b"![CDATA[";
+/// What closes it.
+const CDATA_END: &[u8] = b"]]>";
 
 /// What one unit may be. Exceeding any of these is a `policy-violation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +65,8 @@ enum State {
     Quoted(u8),
     /// In an end tag.
     End,
+    /// In a CDATA section.
+    CData,
 }
 
 /// A resumable state machine over one receive buffer. It looks at no byte twice.
@@ -162,6 +169,7 @@ impl Splitter {
             State::Tag => self.tag(unit),
             State::Quoted(quote) => self.quoted(unit, quote),
             State::End => self.end(unit),
+            State::CData => Ok(self.cdata(unit)),
         }
     }
 
@@ -208,11 +216,37 @@ impl Splitter {
             Some(b'?') if self.header && self.tag_start == 0 => {
                 Ok(self.go(State::Declaration, self.position + 1))
             }
+            Some(b'!') if self.depth > 0 => self.open_cdata(unit),
             Some(b'!' | b'?') => Err(XmlError::RestrictedXml),
             Some(_) if self.depth >= self.limits.depth_max => Err(XmlError::TooDeep),
             Some(_) => {
                 self.attributes = 0;
                 Ok(self.go(State::Name, self.position))
+            }
+        }
+    }
+
+    /// Takes what opens a CDATA section. RFC 6120 §11.1 restricts comments, declarations and the like, not
+    /// this, which is character data in another notation.
+    fn open_cdata(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        let seen = tail(unit, self.position);
+        if seen.starts_with(CDATA) {
+            Ok(self.go(State::CData, self.position + CDATA.len()))
+        } else if CDATA.starts_with(seen) {
+            Ok(Step::Starved)
+        } else {
+            Err(XmlError::RestrictedXml)
+        }
+    }
+
+    fn cdata(&mut self, unit: &[u8]) -> Step {
+        match memmem::find(tail(unit, self.position), CDATA_END) {
+            Some(at) => self.go(State::Text, self.position + at + CDATA_END.len()),
+            None => {
+                // The last two bytes may be the beginning of the end.
+                let seen = unit.len().saturating_sub(CDATA_END.len() - 1);
+                self.position = self.position.max(seen);
+                Step::Starved
             }
         }
     }
@@ -469,8 +503,15 @@ mod tests {
             ],
             Ok(()),
         );
+        check_inside(
+            "<a><![CDATA[</a>]] ><b>]]]>x</a><c/>",
+            &[('e', "<a><![CDATA[</a>]] ><b>]]]>x</a>"), ('e', "<c/>")],
+            Ok(()),
+        );
         check_inside("<a", &[], Ok(()));
         check_inside("<a><b/>", &[], Ok(()));
+        check_inside("<a><![CDA", &[], Ok(()));
+        check_inside("<a><![CDATA[ ]]", &[], Ok(()));
     }
 
     #[test]
@@ -489,7 +530,9 @@ mod tests {
         check_inside("<?xml version='1.0'?>", &[], Err(XmlError::RestrictedXml));
         check_inside("<!-- c -->", &[], Err(XmlError::RestrictedXml));
         check_inside("<a><!-- c -->", &[], Err(XmlError::RestrictedXml));
-        check_inside("<a><![CDATA[x]]>", &[], Err(XmlError::RestrictedXml));
+        check_inside("<a><![CDATx", &[], Err(XmlError::RestrictedXml));
+        check_inside("<![CDATA[x]]>", &[], Err(XmlError::RestrictedXml));
+        check("<![CDATA[x]]>", &[], Err(XmlError::RestrictedXml));
         check_inside("<a><?pi?>", &[], Err(XmlError::RestrictedXml));
         check_inside("</s>", &[], Err(XmlError::NotWellFormed));
         check_inside("<>", &[], Err(XmlError::NotWellFormed));
@@ -555,6 +598,11 @@ mod tests {
             &[],
             Err(XmlError::StanzaTooBig),
         );
+        check_inside(
+            &format!("<a><![CDATA[{}", "]".repeat(200)),
+            &[],
+            Err(XmlError::StanzaTooBig),
+        );
         check(
             &format!("<?xml a?>{}<s>", " ".repeat(200)),
             &[],
@@ -594,7 +642,7 @@ mod tests {
             pieces in prop::collection::vec(prop::sample::select(vec![
                 "<", ">", "/", "</", "/>", "'", "\"", "=", " ", "\n", "?", "!", "a", "b='c'", "é", "&amp;",
                 "<s>", "<a>", "</a>", "<a/>", "<a b='", "<?xml a?>", "</stream:stream>", "aaaaaaaaaaaaaaaaaaaaa",
-                "<bcd e='f' g=\"h\">text</bcd>", "                                        ",
+                "<![CDATA[", "]", "]]>", "<bcd e='f' g=\"h\">text</bcd>", "                                        ",
             ]), 0..40),
             header in any::<bool>(),
             chunks in prop::collection::vec(1..20usize, 0..60),
