@@ -132,6 +132,7 @@ fn the_architecture_names_every_message() {
         "NotificationHint",
         "Publish",
         "Deliver",
+        "DeadPush",
         "RejectedToken",
         "Registered",
         "RegistryError",
