@@ -12,6 +12,8 @@ use crate::xml::splitter::Limits;
 /// What a peer may send in one stanza at least (RFC 6120 §13.12), and what it gets before it is
 /// authenticated.
 const STANZA_BYTES_MIN: usize = 10_000;
+/// The elements and attributes that a stranger may send in one piece: negotiation takes ten.
+const MARKUP_OF_STRANGERS: u32 = 256;
 
 /// `[xmpp]`: how this program speaks with XMPP servers.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -68,6 +70,8 @@ pub struct Config {
     /// Most namespace declarations of a stanza, all of its elements together. At most 64 may be in scope at
     /// a time.
     pub namespaces_max: u32,
+    /// Most elements and attributes of a stanza, all together. Before authentication it is at most 256.
+    pub markup_max: u32,
     /// Most bytes of a tag, from `<` to `>`.
     pub tag_bytes_max: usize,
     /// Most bytes of the name of an element.
@@ -171,6 +175,7 @@ impl Default for Config {
             depth_max: 32,
             attributes_max: 64,
             namespaces_max: 256,
+            markup_max: 2048,
             tag_bytes_max: 8192,
             name_bytes_max: 256,
             authentication_timeout_seconds: 30,
@@ -369,6 +374,7 @@ impl Config {
         at_least("depth_max", self.depth_max.into(), 8);
         at_least("attributes_max", self.attributes_max.into(), 16);
         at_least("namespaces_max", self.namespaces_max.into(), 16);
+        at_least("markup_max", self.markup_max.into(), 64);
         at_least("tag_bytes_max", self.tag_bytes_max as u64, 4096);
         at_least("name_bytes_max", self.name_bytes_max as u64, 64);
         at_least(
@@ -432,6 +438,7 @@ impl Config {
             name_bytes_max: self.name_bytes_max,
             attributes_max: self.attributes_max,
             namespaces_max: self.namespaces_max,
+            markup_max: self.markup_max,
             depth_max: self.depth_max,
         }
     }
@@ -440,6 +447,10 @@ impl Config {
     pub(crate) const fn limits_before_authentication(&self) -> Limits {
         Limits {
             stanza_bytes_max: STANZA_BYTES_MIN,
+            markup_max: match self.markup_max {
+                max @ ..MARKUP_OF_STRANGERS => max,
+                _ => MARKUP_OF_STRANGERS,
+            },
             ..self.limits()
         }
     }

@@ -641,6 +641,7 @@ fn split(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
         name_bytes_max: usize::MAX,
         attributes_max: u32::MAX,
         namespaces_max: u32::MAX,
+        markup_max: u32::MAX,
         depth_max: u32::MAX,
     });
     std::iter::from_fn(move || {

@@ -1,6 +1,7 @@
 //! A small owned tree, for all that is no publish.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use messages::redacted_debug;
 
@@ -11,15 +12,15 @@ use super::{Namespaces, XmlError};
 #[derive(PartialEq, Eq)]
 pub(crate) struct Element {
     name: Box<str>,
-    namespace: Box<str>,
+    namespace: Arc<str>,
     attributes: Vec<Attribute>,
     children: Vec<Node>,
 }
 
 #[derive(PartialEq, Eq)]
 struct Attribute {
-    /// Empty for an attribute without prefix.
-    namespace: Box<str>,
+    /// None for an attribute without prefix.
+    namespace: Option<Arc<str>>,
     name: Box<str>,
     value: Box<str>,
 }
@@ -82,7 +83,7 @@ impl Element {
     pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes
             .iter()
-            .find(|attribute| attribute.namespace.is_empty() && *attribute.name == *name)
+            .find(|attribute| attribute.namespace.is_none() && *attribute.name == *name)
             .map(|attribute| &*attribute.value)
     }
 
@@ -124,16 +125,13 @@ impl Element {
     /// The element that began last, still without content.
     fn of(events: &Events<'_, '_>) -> Self {
         let attributes = events.attributes().iter().map(|attribute| Attribute {
-            namespace: match attribute.prefix {
-                None => "".into(),
-                prefix => events.resolve(prefix).unwrap_or_default().into(),
-            },
+            namespace: attribute.prefix.map(|prefix| events.shared(Some(prefix))),
             name: attribute.name.into(),
             value: (*attribute.value).into(),
         });
         Self {
             name: events.name().into(),
-            namespace: events.namespace().into(),
+            namespace: events.shared(events.prefix()),
             attributes: attributes.collect(),
             children: Vec::new(),
         }
@@ -195,6 +193,27 @@ mod tests {
                 .child("required", "urn:xmpp:features:dialback")
                 .is_some()
         );
+    }
+
+    /// Names are as long as a tag may be, and elements in them as short as `<a/>`.
+    #[test]
+    fn the_name_of_a_namespace_is_kept_once() {
+        let long = "u".repeat(4000);
+        let element = read(&format!(
+            "<x xmlns='{long}' xmlns:p='{long}p' xmlns:q='urn:q'>\
+             <a p:b=''/><a/><p:c/><c xmlns='urn:c'/><stream:d/></x>"
+        ));
+        let children: Vec<&Element> = element.elements().collect();
+        assert_eq!(children.len(), 5);
+        for child in &children[..2] {
+            assert!(Arc::ptr_eq(&child.namespace, &element.namespace));
+        }
+        let prefixed = children[0].attributes[0].namespace.as_ref();
+        assert!(Arc::ptr_eq(prefixed.unwrap(), &children[2].namespace));
+        assert!(children[2].is("c", &format!("{long}p")));
+        assert!(children[3].is("c", "urn:c"));
+        assert!(children[4].is("d", ns::STREAMS));
+        assert_eq!(children[0].attribute("b"), None);
     }
 
     #[test]

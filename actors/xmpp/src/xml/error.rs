@@ -37,6 +37,9 @@ pub(crate) enum XmlError {
     /// More namespace declarations in scope than there is any need for.
     #[error("too many namespaces")]
     TooManyNamespaces,
+    /// More elements and attributes in one unit than `markup_max`.
+    #[error("too many elements and attributes")]
+    TooMuchMarkup,
     /// The stream's own namespace or its content namespace is a wrong one.
     #[error("invalid namespace")]
     InvalidNamespace,
@@ -59,6 +62,7 @@ impl XmlError {
                 | Self::TooDeep
                 | Self::TooManyAttributes
                 | Self::TooManyNamespaces
+                | Self::TooMuchMarkup
         )
     }
 
@@ -76,7 +80,8 @@ impl XmlError {
             | Self::NameTooLong
             | Self::TooDeep
             | Self::TooManyAttributes
-            | Self::TooManyNamespaces => StreamError::new(StreamCondition::PolicyViolation),
+            | Self::TooManyNamespaces
+            | Self::TooMuchMarkup => StreamError::new(StreamCondition::PolicyViolation),
             Self::InvalidNamespace => StreamError::new(StreamCondition::InvalidNamespace),
             Self::BadNamespacePrefix => StreamError::new(StreamCondition::BadNamespacePrefix),
             Self::UnsupportedVersion => StreamError::new(StreamCondition::UnsupportedVersion),
@@ -88,6 +93,7 @@ impl XmlError {
             Self::TooDeep => error.text("elements nested too deeply"),
             Self::TooManyAttributes => error.text("too many attributes"),
             Self::TooManyNamespaces => error.text("too many namespaces"),
+            Self::TooMuchMarkup => error.text("too many elements and attributes"),
             _ => error,
         }
     }

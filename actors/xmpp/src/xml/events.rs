@@ -8,6 +8,8 @@
 //! processing instructions or DTDs.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::sync::Arc;
 
 use memchr::memmem;
 use quick_xml::Reader;
@@ -18,6 +20,8 @@ use super::{Namespaces, XmlError, ns};
 /// Most namespace declarations in scope inside one unit. Names are resolved by a linear search, and
 /// real stanzas have fewer than ten.
 const BINDINGS_MAX: usize = 64;
+/// So many attributes are compared each with each other; more are sorted.
+const FEW: usize = 8;
 
 /// What comes next in a unit.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ struct Binding<'a> {
     /// is a masked load from an address that is none, which cost two thirds of the reading of a publish.
     prefix: Option<&'a str>,
     namespace: Cow<'a, str>,
+    /// The namespace for those who keep it: a long name is copied once, not for each element in it.
+    shared: OnceCell<Arc<str>>,
 }
 
 /// Reads a unit event by event. Strings borrow from the unit unless they need unescaping.
@@ -289,6 +295,19 @@ impl<'a, 'n> Events<'a, 'n> {
         }
     }
 
+    /// As [`Events::resolve`], to be kept.
+    pub(crate) fn shared(&self, prefix: Option<&str>) -> Arc<str> {
+        let mut declared = self.bindings.iter().rev();
+        if let Some(binding) = declared.find(|binding| binding.prefix == prefix) {
+            let shared = binding.shared.get_or_init(|| (*binding.namespace).into());
+            return Arc::clone(shared);
+        }
+        match self.inherited.shared(prefix) {
+            Some(shared) => Arc::clone(shared),
+            None => self.resolve(prefix).unwrap_or_default().into(),
+        }
+    }
+
     /// Takes the tag from `before` to where the reader stands now, less `closing`.
     fn start(&mut self, before: u64, closing: &str) -> Result<Event<'a>, XmlError> {
         if self.depth == 0 && self.rooted {
@@ -330,14 +349,15 @@ impl<'a, 'n> Events<'a, 'n> {
         let mut declares = false;
         for attribute in scan_attributes(raw) {
             let attribute = attribute?;
-            let twice = |other: &Attribute<'_>| {
-                other.name == attribute.name && other.prefix == attribute.prefix
-            };
-            if self.attributes.iter().any(twice) {
-                return Err(XmlError::NotWellFormed);
-            }
             declares |= attribute.is_declaration();
             self.attributes.push(attribute);
+        }
+        let names = self
+            .attributes
+            .iter()
+            .map(|attribute| (attribute.name, attribute.prefix));
+        if has_twins(names) {
+            return Err(XmlError::NotWellFormed);
         }
         if declares {
             self.bind()?;
@@ -369,6 +389,7 @@ impl<'a, 'n> Events<'a, 'n> {
                 depth,
                 prefix,
                 namespace,
+                shared: OnceCell::new(),
             });
         }
         Ok(())
@@ -377,19 +398,38 @@ impl<'a, 'n> Events<'a, 'n> {
     /// Refuses unbound prefixes, and two prefixes of one namespace with the same attribute.
     fn check_prefixes(&self) -> Result<(), XmlError> {
         let prefixed = || (self.attributes.iter()).filter(|attribute| attribute.prefix.is_some());
-        for (index, attribute) in prefixed().enumerate() {
-            let Some(namespace) = self.resolve(attribute.prefix) else {
-                return Err(XmlError::NotWellFormed);
-            };
-            let same = |other: &Attribute<'_>| {
-                other.name == attribute.name && self.resolve(other.prefix) == Some(namespace)
-            };
-            if prefixed().take(index).any(same) {
-                return Err(XmlError::NotWellFormed);
+        // Mostly there are none. The namespaces are looked up once: there may be many to search.
+        if prefixed().next().is_none() {
+            return Ok(());
+        }
+        let named: Vec<_> = prefixed()
+            .map(|attribute| (attribute.name, self.resolve(attribute.prefix)))
+            .collect();
+        let unbound = named.iter().any(|(_, namespace)| namespace.is_none());
+        match unbound || has_twins(named.into_iter()) {
+            true => Err(XmlError::NotWellFormed),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Whether two of these are the same.
+fn has_twins<T: Ord>(named: impl ExactSizeIterator<Item = T> + Clone) -> bool {
+    // Real stanzas have few attributes, and those are compared without a copy.
+    if named.len() <= FEW {
+        let mut rest = named;
+        while let Some(one) = rest.next() {
+            if rest.clone().any(|other| other == one) {
+                return true;
             }
         }
-        Ok(())
+        return false;
     }
+    let mut sorted: Vec<T> = named.collect();
+    sorted.sort_unstable();
+    sorted
+        .windows(2)
+        .any(|pair| matches!(pair, [one, other] if one == other))
 }
 
 /// Reads what follows the name in a tag: attributes, each after white space.
@@ -732,6 +772,28 @@ mod tests {
         ] {
             check_error(unit, XmlError::NotWellFormed);
         }
+    }
+
+    /// However many there are, and wherever among them the two stand.
+    #[test]
+    fn no_two_attributes_are_the_same() {
+        let many = 3 * FEW;
+        let named = |name: &dyn Fn(usize) -> String| -> String {
+            (0..many).map(|n| format!(" {}='{n}'", name(n))).collect()
+        };
+        let declared: String = (0..many).map(|n| format!(" xmlns:p{n}='x{n}'")).collect();
+        let plain = named(&|n| format!("a{n}"));
+        let prefixed = named(&|n| format!("p{n}:a"));
+        assert!(read(&format!("<a{plain}/>")).is_ok());
+        assert!(read(&format!("<a{declared}{prefixed} a=''/>")).is_ok());
+        for n in [0, 1, many - 1] {
+            let unit = format!("<a{plain} a{n}=''/>");
+            check_error(&unit, XmlError::NotWellFormed);
+            let unit = format!("<a{declared} xmlns:q='x{n}'{prefixed} q:a=''/>");
+            check_error(&unit, XmlError::NotWellFormed);
+        }
+        let unbound = format!("<a{declared}{prefixed} q:a=''/>");
+        check_error(&unbound, XmlError::NotWellFormed);
     }
 
     #[test]

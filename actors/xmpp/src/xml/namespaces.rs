@@ -1,5 +1,7 @@
 //! The namespace declarations of a stream header.
 
+use std::sync::Arc;
+
 #[cfg(test)]
 use super::ns;
 
@@ -8,7 +10,7 @@ use super::ns;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Namespaces {
     /// Prefix, none for the default namespace, and namespace name.
-    bindings: Vec<(Option<Box<str>>, Box<str>)>,
+    bindings: Vec<(Option<Box<str>>, Arc<str>)>,
 }
 
 impl Namespaces {
@@ -42,9 +44,14 @@ impl Namespaces {
 
     /// The namespace bound to a prefix; without prefix, the default namespace.
     pub(super) fn find(&self, prefix: Option<&str>) -> Option<&str> {
+        self.shared(prefix).map(|namespace| &**namespace)
+    }
+
+    /// The same, to be kept.
+    pub(super) fn shared(&self, prefix: Option<&str>) -> Option<&Arc<str>> {
         self.bindings
             .iter()
             .find(|(bound, _)| bound.as_deref() == prefix)
-            .map(|(_, namespace)| &**namespace)
+            .map(|(_, namespace)| namespace)
     }
 }

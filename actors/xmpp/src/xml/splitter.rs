@@ -25,6 +25,8 @@ pub(crate) struct Limits {
     pub(crate) attributes_max: u32,
     /// Most namespace declarations of a unit.
     pub(crate) namespaces_max: u32,
+    /// Most elements and attributes of a unit together.
+    pub(crate) markup_max: u32,
     /// Most levels of elements; the stanza itself is the first.
     pub(crate) depth_max: u32,
 }
@@ -86,6 +88,8 @@ pub(crate) struct Splitter {
     attribute_start: usize,
     /// Namespace declarations of the current unit so far.
     namespaces: u32,
+    /// Elements and attributes of the current unit so far.
+    markup: u32,
     /// Open elements of the current unit.
     depth: u32,
 }
@@ -108,6 +112,7 @@ impl Splitter {
             attributes: 0,
             attribute_start: 0,
             namespaces: 0,
+            markup: 0,
             depth: 0,
         }
     }
@@ -180,6 +185,7 @@ impl Splitter {
         }
         self.depth = 0;
         self.namespaces = 0;
+        self.markup = 0;
         self.open_at(unit, 0)
     }
 
@@ -221,6 +227,7 @@ impl Splitter {
             Some(_) if self.depth >= self.limits.depth_max => Err(XmlError::TooDeep),
             Some(_) => {
                 self.attributes = 0;
+                self.count_markup()?;
                 Ok(self.go(State::Name, self.position))
             }
         }
@@ -295,6 +302,7 @@ impl Splitter {
             }
             Some(quote) => {
                 self.attributes += 1;
+                self.count_markup()?;
                 let name = tail(head(unit, at), self.attribute_start).trim_ascii_start();
                 self.namespaces += u32::from(name.starts_with(b"xmlns"));
                 if self.namespaces > self.limits.namespaces_max {
@@ -303,6 +311,14 @@ impl Splitter {
                 Ok(self.go(State::Quoted(*quote), at + 1))
             }
             None => Ok(Step::Starved),
+        }
+    }
+
+    fn count_markup(&mut self) -> Result<(), XmlError> {
+        self.markup += 1;
+        match self.markup > self.limits.markup_max {
+            true => Err(XmlError::TooMuchMarkup),
+            false => Ok(()),
         }
     }
 
@@ -415,6 +431,7 @@ mod tests {
         name_bytes_max: 20,
         attributes_max: 3,
         namespaces_max: 4,
+        markup_max: 12,
         depth_max: 4,
     };
 
@@ -570,6 +587,17 @@ mod tests {
             &[],
             Err(XmlError::TooManyNamespaces),
         );
+
+        // Elements and attributes, wherever they stand.
+        let whole = "<a b='' c=''><d e=''>f</d><g/><h i='' j='' k=''/><l m=''/></a>";
+        check_inside(&whole.repeat(2), &[('e', whole), ('e', whole)], Ok(()));
+        let more = [
+            whole.replace("</a>", "<n/></a>"),
+            whole.replace("m=''", "m='' n=''"),
+        ];
+        for more in more {
+            check_inside(&more, &[], Err(XmlError::TooMuchMarkup));
+        }
 
         let whole = format!("<a b='{}'/>", "x".repeat(51));
         assert_eq!(whole.len(), 60);

@@ -16,6 +16,7 @@ const LIMITS: Limits = Limits {
     name_bytes_max: 256,
     attributes_max: 64,
     namespaces_max: 256,
+    markup_max: 2048,
     depth_max: 32,
 };
 
