@@ -15,7 +15,14 @@ pub const DEFAULTS: &str = include_str!("../conf/default.toml");
 const ENVIRONMENT_PREFIX: &str = "CAMPANILE";
 
 /// The keys that are lists, so that the environment can set them.
-const LISTS: [&str; 3] = ["xmpp.listen", "xmpp.listen_tls", "xmpp.ca_files"];
+const LISTS: [&str; 6] = [
+    "xmpp.listen",
+    "xmpp.listen_tls",
+    "xmpp.ca_files",
+    "xmpp.allow",
+    "xmpp.deny",
+    "xmpp.name_servers",
+];
 
 /// The whole configuration: one table per actor, the served domains, and the apps.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

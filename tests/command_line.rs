@@ -263,7 +263,17 @@ async fn the_environment_overrides_the_file() {
     let output = run("CAMPANILE__XMPP__NO_SUCH_KEY", "1");
     assert_eq!(output.status.code(), Some(exit::CONFIGURATION));
     says(&String::from_utf8(output.stdout).unwrap(), &["no_such_key"]);
-    let output = run("CAMPANILE__XMPP__LISTEN", "127.0.0.1:0,[::1]:0");
-    assert_eq!(output.status.code(), Some(exit::OK), "{output:?}");
+    for (key, value) in [
+        ("CAMPANILE__XMPP__LISTEN", "127.0.0.1:0,[::1]:0"),
+        ("CAMPANILE__XMPP__ALLOW", "chat.example,*.chat.example"),
+        ("CAMPANILE__XMPP__DENY", "bad.example"),
+        (
+            "CAMPANILE__XMPP__NAME_SERVERS",
+            "192.0.2.53:53,[2001:db8::53]:53",
+        ),
+    ] {
+        let output = run(key, value);
+        assert_eq!(output.status.code(), Some(exit::OK), "{output:?}");
+    }
     world.stop().await;
 }
