@@ -4,7 +4,7 @@ use std::path::Path;
 
 use messages::Clock;
 
-use crate::{Settings, exit, telemetry};
+use crate::{Settings, descriptors, exit, telemetry};
 
 /// One thing found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +72,10 @@ pub fn inspect(settings: &Settings, clock: &Clock) -> Vec<Finding> {
             fatal: false,
             text: warning.to_string(),
         });
+    }
+    let needed = descriptors::needed(settings);
+    if let Some(text) = descriptors::warning(descriptors::raise(), needed) {
+        findings.push(Finding { fatal: false, text });
     }
     for error in registration::inspect(&settings.registration) {
         findings.push(Finding::fatal(&error));

@@ -4,6 +4,7 @@
 //! watches them, and stops them. `docs/architecture.md` is the map.
 
 pub mod check;
+pub mod descriptors;
 pub mod dev;
 mod error;
 pub mod exit;

@@ -9,7 +9,7 @@ use xmpp::listener::Socket;
 use crate::reload::Hangups;
 use crate::shutdown::Signals;
 use crate::wiring::{Extras, Service};
-use crate::{RunError, Settings, exit, guardian, telemetry, wiring};
+use crate::{RunError, Settings, descriptors, exit, guardian, telemetry, wiring};
 
 /// How a run of the service ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,10 @@ pub fn command(config: &Path) -> Result<i32, RunError> {
     let settings = Settings::load(config).map_err(RunError::Settings)?;
     telemetry::install(&settings.log)
         .map_err(|error| RunError::Unusable(vec![error.to_string()]))?;
+    let (allowed, needed) = (descriptors::raise(), descriptors::needed(&settings));
+    if let Some(warning) = descriptors::warning(allowed, needed) {
+        tracing::warn!("{warning}");
+    }
     let report = actix_rt::System::new().block_on(async {
         // Before the port is open: whoever can connect can also stop the service in order.
         let signals = Signals::listen()?;
