@@ -68,6 +68,9 @@ impl Default for Runtime {
     }
 }
 
+/// Largest number of any key: 34,000 years in seconds, or a tebibyte.
+const NUMBER_MAX: i64 = 1 << 40;
+
 /// What is wrong with the configuration, a line each.
 #[derive(Debug, Error)]
 pub enum SettingsError {
@@ -146,19 +149,26 @@ impl Settings {
                 .source(environment),
             |variables, key| variables.with_list_parse_key(key),
         );
-        config::Config::builder()
+        let merged = config::Config::builder()
             .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml))
             .add_source(config::File::from_str(text, config::FileFormat::Toml))
             .add_source(variables)
             .build()
-            .and_then(config::Config::try_deserialize)
-            .map_err(|error| {
-                vec![SettingsError::Key {
-                    file: format!("environment ({ENVIRONMENT_PREFIX}__SECTION__KEY)"),
-                    key: "value".to_owned(),
-                    message: one_line(&error.to_string()),
-                }]
-            })
+            .and_then(|merged| Ok((merged.clone().try_deserialize()?, merged.try_deserialize()?)));
+        let (settings, table) = merged.map_err(|error| {
+            vec![SettingsError::Key {
+                file: format!("environment ({ENVIRONMENT_PREFIX}__SECTION__KEY)"),
+                key: "value".to_owned(),
+                message: one_line(&error.to_string()),
+            }]
+        })?;
+        let mut findings = Vec::new();
+        find_boundless("", &toml::Value::Table(table), &mut findings);
+        if findings.is_empty() {
+            Ok(settings)
+        } else {
+            Err(findings)
+        }
     }
 
     /// What the parts say of each other that does not fit.
@@ -203,6 +213,32 @@ impl Settings {
             }
         }
         found
+    }
+}
+
+/// Finds numbers that no clock and no counter can work with.
+fn find_boundless(path: &str, value: &toml::Value, findings: &mut Vec<SettingsError>) {
+    let below = |key: &str| match path {
+        "" => key.to_owned(),
+        path => format!("{path}.{key}"),
+    };
+    match value {
+        toml::Value::Integer(number) if *number > NUMBER_MAX => {
+            findings.push(SettingsError::Inconsistent(format!(
+                "{path}: {number} is no bound: write {NUMBER_MAX} or less"
+            )));
+        }
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                find_boundless(&below(key), value, findings);
+            }
+        }
+        toml::Value::Array(values) => {
+            for (index, value) in values.iter().enumerate() {
+                find_boundless(&below(&index.to_string()), value, findings);
+            }
+        }
+        _ => {}
     }
 }
 

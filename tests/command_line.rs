@@ -147,6 +147,19 @@ async fn keys() {
 }
 
 #[actix_rt::test]
+async fn numbers_without_bound() {
+    let world = world().await;
+    let found = findings(&world, |good| {
+        let endless = "streams_max = 9223372036854775807\nidle_seconds = 9223372036854775807";
+        good.replace("[xmpp]", &format!("[xmpp]\n{endless}"))
+    });
+    assert_eq!(found.len(), 2, "{found:?}");
+    says(&found[0], &["xmpp.idle_seconds", "1099511627776 or less"]);
+    says(&found[1], &["xmpp.streams_max", "1099511627776 or less"]);
+    world.stop().await;
+}
+
+#[actix_rt::test]
 async fn certificates() {
     let world = world().await;
     let at = world.directory();

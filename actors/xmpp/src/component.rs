@@ -500,4 +500,9 @@ impl Rule for Membership<'_> {
         }
         Ok(sender.map(|sender| (sender, self.service)))
     }
+
+    fn odd(&self, _: Fault) -> Result<(), Fault> {
+        self.lane.counters.passed_over.add(1);
+        Ok(())
+    }
 }

@@ -19,7 +19,7 @@ use crate::outcomes::Outcomes;
 use crate::policy::Policy;
 use crate::service::Service;
 use crate::stream::dialback::{KeyMaker, StreamIds};
-use crate::stream::identity::{self, Names, Trust, Untrusted};
+use crate::stream::identity::{self, Credential, Names, Trust};
 use crate::stream::pings::Pings;
 use crate::stream::resolve::{Hosts, Resolver, Security, Target};
 use crate::stream::tls::{self, Certificates, Credentials, Kind};
@@ -274,17 +274,11 @@ impl Ingress {
         ])
     }
 
-    /// Whether a certificate chain proves that its owner is `domain`.
-    pub(crate) fn judge(
-        &self,
-        chain: &[CertificateDer<'_>],
-        domain: &Domain,
-    ) -> Result<(), Untrusted> {
+    /// Finds out what a peer's certificate chain is worth.
+    pub(crate) fn examine(&self, chain: &[CertificateDer<'_>]) -> Credential {
         let now = Duration::from_secs(self.0.clock.now().0);
-        self.0
-            .trust
-            .load()
-            .judge(chain, domain, UnixTime::since_unix_epoch(now))
+        let trust = self.0.trust.load();
+        trust.examine(chain, UnixTime::since_unix_epoch(now))
     }
 }
 

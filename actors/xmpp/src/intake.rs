@@ -153,4 +153,8 @@ impl Rule for Pair {
             )),
         }
     }
+
+    fn odd(&self, fault: Fault) -> Result<(), Fault> {
+        Err(fault)
+    }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Line {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Subject {
     Peer(Domain),
+    /// Who says that it is this peer, from where; of IPv6, by /64.
+    Claimed(Domain, IpAddr),
     /// Who has not said its name, by address; of IPv6, by /64.
     Address(IpAddr),
 }

@@ -55,7 +55,8 @@ pub struct PeerOutcome {
     pub succeeded: Option<UnixSeconds>,
 }
 
-/// How did the last streams from and to each peer end? Answered in the order of the domains.
+/// How did the last streams from and to each peer end? Answered in the order of the domains. Beside what is
+/// known of a peer there may be a failure of somebody who said its name.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Vec<PeerOutcome>")]
 pub struct PeerOutcomes;
@@ -151,6 +152,7 @@ impl Outcomes {
             proven: Places::new(config.outcomes_max),
             claimed: Places::new(config.outcomes_max),
             limiter: Limiter::new(config.outcomes_max, config.outcomes_per_address_max),
+            openings: Limiter::new(config.outcomes_max, config.outcomes_per_address_max),
             failures: 0,
             logged: 0,
         };
@@ -164,10 +166,16 @@ impl Outcomes {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A domain is authenticated on a stream. Logged when that is news.
+    /// A domain is authenticated on a stream. Logged when that is news, and no oftener than failures are.
     pub(crate) fn opened(&self, trace: &Trace) {
         if let Some(outcome) = self.outcome(trace, None) {
-            let is_news = self.lock().put(outcome);
+            let line = trace.line(String::new());
+            let is_news = {
+                let mut records = self.lock();
+                let address = trace.address.map(|address| census::network(address.ip()));
+                records.put(outcome, true)
+                    && line.is_some_and(|line| records.openings.offer(line, address))
+            };
             let what = match trace.direction {
                 Direction::In => "a stream from a peer opened",
                 Direction::Out => "a stream to a peer opened",
@@ -185,7 +193,8 @@ impl Outcomes {
         let is_told = {
             let mut records = self.lock();
             if let Some(outcome) = outcome {
-                records.put(outcome);
+                let is_proven = records.is_proven(trace, &outcome);
+                records.put(outcome, is_proven);
             }
             let stranger = trace.stranger();
             let is_told = line.is_some_and(|line| records.limiter.offer(line, stranger));
@@ -197,6 +206,8 @@ impl Outcomes {
             Direction::In => "a stream from a peer failed",
             Direction::Out => "a stream to a peer failed",
         };
+        // Within a handshake there is no stream to tell it on.
+        let error = error.filter(|_| trace.stage != Stage::Tls);
         log(is_told, what, trace, Some(&reason), error);
     }
 
@@ -218,10 +229,17 @@ impl Outcomes {
 
     /// Logs what the interval left.
     fn tell_rest(&self) {
-        let rest = self.lock().limiter.turn();
+        let rest = {
+            let mut records = self.lock();
+            records.openings.turn();
+            records.limiter.turn()
+        };
         for (line, failures) in rest.again {
             let (peer, address) = match &line.subject {
                 Subject::Peer(peer) => (Some(peer.as_str()), None),
+                Subject::Claimed(peer, address) => {
+                    (Some(peer.as_str()), Some(tracing::field::display(address)))
+                }
                 Subject::Address(address) => (None, Some(tracing::field::display(address))),
             };
             let (stage, reason) = (line.stage.as_str(), line.reason);
@@ -286,6 +304,9 @@ impl Trace {
     /// The line about a failure of the stream.
     fn line(&self, reason: String) -> Option<Line> {
         let subject = match (&self.peer, self.address) {
+            (Some(peer), Some(address)) if self.is_claimed() => {
+                Subject::Claimed(peer.clone(), census::network(address.ip()))
+            }
             (Some(peer), _) => Subject::Peer(peer.clone()),
             (None, Some(address)) => Subject::Address(census::network(address.ip())),
             (None, None) => return None,
@@ -298,10 +319,14 @@ impl Trace {
         })
     }
 
-    /// The address of a peer that came to us and has not proven who it is.
+    /// Whether the peer came to us and has not proven who it is.
+    const fn is_claimed(&self) -> bool {
+        matches!(self.direction, Direction::In) && !matches!(self.stage, Stage::Open)
+    }
+
+    /// The address of a peer that has not proven who it is, or of one that a stranger may have sent us to.
     fn stranger(&self) -> Option<std::net::IpAddr> {
-        let is_stranger = self.direction == Direction::In && self.stage != Stage::Open;
-        let address = self.address.filter(|_| is_stranger)?;
+        let address = self.address.filter(|_| self.stage != Stage::Open)?;
         Some(census::network(address.ip()))
     }
 }
@@ -312,19 +337,35 @@ struct Records {
     /// Others. Strangers can make up as many as they like, and push out each other only.
     claimed: Places,
     limiter: Limiter,
+    /// Which streams that opened get a line.
+    openings: Limiter,
     failures: u64,
     logged: u64,
 }
 
 impl Records {
-    /// Returns whether the outcome before was another one.
-    fn put(&mut self, mut outcome: PeerOutcome) -> bool {
+    /// Whether a failure is one of the peer itself: whoever comes to us can say any name.
+    fn is_proven(&self, trace: &Trace, outcome: &PeerOutcome) -> bool {
+        match trace.direction {
+            Direction::In => trace.stage == Stage::Open,
+            Direction::Out => self.proven.has(&(outcome.peer.clone(), outcome.direction)),
+        }
+    }
+
+    /// Returns whether the outcome before was another one. What a stranger says in a peer's name stands
+    /// beside what is known of the peer and changes nothing of it.
+    fn put(&mut self, mut outcome: PeerOutcome, is_proven: bool) -> bool {
         let key = (outcome.peer.clone(), outcome.direction);
-        let before = self.proven.take(&key);
-        let is_proven = outcome.failure.is_none() || before.is_some();
-        let before = before.or_else(|| self.claimed.take(&key));
+        let places = match is_proven {
+            true => &mut self.proven,
+            false => &mut self.claimed,
+        };
+        let before = places.take(&key);
         let is_news = before.as_ref().map(|it| &it.failure) != Some(&outcome.failure);
         outcome.succeeded = outcome.succeeded.or(before.and_then(|it| it.succeeded));
+        if outcome.failure.is_none() {
+            self.claimed.take(&key);
+        }
         match is_proven {
             true => self.proven.put(key, outcome),
             false => self.claimed.put(key, outcome),
@@ -359,6 +400,10 @@ impl Places {
             times: HashMap::new(),
             next: 0,
         }
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        self.times.contains_key(key)
     }
 
     fn take(&mut self, key: &Key) -> Option<PeerOutcome> {
@@ -433,7 +478,7 @@ mod tests {
             None,
         );
         clock.set(UnixMillis(7_000));
-        outcomes.failed(&incoming(Stage::Authentication), &"three", None);
+        outcomes.failed(&incoming(Stage::Open), &"three", None);
         check(
             &outcomes,
             &[
@@ -444,8 +489,54 @@ mod tests {
         let all = outcomes.lock().all();
         assert_eq!(all[0].at, UnixSeconds(7));
         assert_eq!(all[0].succeeded, Some(UnixSeconds(0)));
-        assert_eq!(all[0].stage, "authentication");
+        assert_eq!(all[0].stage, "open");
         assert_eq!(all[1].succeeded, None);
+    }
+
+    #[test]
+    fn a_stranger_changes_nothing_of_what_is_known_of_a_peer() {
+        let (outcomes, _) = outcomes(10);
+        let told = |report: &dyn Fn()| {
+            let before = outcomes.lock().logged;
+            report();
+            outcomes.lock().logged - before
+        };
+        outcomes.opened(&trace("a.test", Direction::In, Stage::Open));
+        let mut stranger = trace("a.test", Direction::In, Stage::Authentication);
+        stranger.address = Some("198.51.100.9:1".parse().unwrap());
+        assert_eq!(told(&|| outcomes.failed(&stranger, &"no", None)), 1);
+        check(
+            &outcomes,
+            &[
+                ("a.test", Direction::In, None),
+                ("a.test", Direction::In, Some("no")),
+            ],
+        );
+        // The same failure of the peer itself, from its own address, is another line.
+        let own = trace("a.test", Direction::In, Stage::Authentication);
+        assert_eq!(told(&|| outcomes.failed(&own, &"no", None)), 1);
+        assert_eq!(told(&|| outcomes.failed(&own, &"no", None)), 0);
+        let mut records = outcomes.lock();
+        let opened = outcomes.outcome(&trace("a.test", Direction::In, Stage::Open), None);
+        assert!(!records.put(opened.unwrap(), true), "it is no news");
+        assert_eq!(records.all().len(), 1);
+    }
+
+    #[test]
+    fn openings_are_told_no_oftener_than_failures() {
+        let (outcomes, _) = outcomes(10);
+        let line =
+            |n: usize| trace(&format!("{n}.test"), Direction::In, Stage::Open).line(String::new());
+        let address = Some([192, 0, 2, 1].into());
+        let max = Config::default().outcomes_per_address_max;
+        for n in 0..3 * max {
+            let trace = trace(&format!("{n}.test"), Direction::In, Stage::Open);
+            outcomes.opened(&trace);
+        }
+        let mut records = outcomes.lock();
+        assert!(!records.openings.offer(line(3 * max).unwrap(), address));
+        records.openings.turn();
+        assert!(records.openings.offer(line(3 * max).unwrap(), address));
     }
 
     #[test]
@@ -456,11 +547,11 @@ mod tests {
         for peer in ["x.test", "y.test", "z.test"] {
             outcomes.failed(&incoming(peer, Stage::Tls), &"no", None);
         }
-        outcomes.failed(&incoming("a.test", Stage::Tls), &"no", None);
+        outcomes.failed(&incoming("a.test", Stage::Open), &"broke", None);
         check(
             &outcomes,
             &[
-                ("a.test", Direction::In, Some("no")),
+                ("a.test", Direction::In, Some("broke")),
                 ("y.test", Direction::In, Some("no")),
                 ("z.test", Direction::In, Some("no")),
             ],

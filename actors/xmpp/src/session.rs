@@ -73,6 +73,12 @@ pub(crate) trait Rule {
     /// # Errors
     /// The fault that ends the stream.
     fn allow(&self, from: &str, to: &str) -> Result<Option<(Domain, &Service)>, Fault>;
+
+    /// What an element comes to that is no stanza, or a stanza without addresses: `Ok` to pass it over.
+    ///
+    /// # Errors
+    /// The fault that ends the stream.
+    fn odd(&self, fault: Fault) -> Result<(), Fault>;
 }
 
 /// What actor and stream task share. Never borrowed across an await.
@@ -849,7 +855,7 @@ impl Core {
         batch: &mut Batch,
     ) -> Result<(), Fault> {
         let (Some(from), Some(to)) = (stanza.attribute("from"), stanza.attribute("to")) else {
-            return Err(unaddressed());
+            return rule.odd(unaddressed());
         };
         let Some((remote, service)) = rule.allow(from, to)? else {
             return Ok(());
@@ -878,12 +884,12 @@ impl Core {
                 self.ask(route, asked, render);
             }
             Answer::Unsupported => {
-                return Err(Fault::refuse(
+                return rule.odd(Fault::refuse(
                     StreamCondition::UnsupportedStanzaType,
                     "an element came that is no stanza",
                 ));
             }
-            Answer::Unaddressed => return Err(unaddressed()),
+            Answer::Unaddressed => return rule.odd(unaddressed()),
         }
         Ok(())
     }
@@ -901,6 +907,10 @@ impl Rule for Inbound {
             "a stanza came for a domain that is not served here",
         ))?;
         Ok(Some((domain.clone(), served.service())))
+    }
+
+    fn odd(&self, fault: Fault) -> Result<(), Fault> {
+        Err(fault)
     }
 }
 

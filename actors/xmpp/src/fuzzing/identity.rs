@@ -63,10 +63,10 @@ pub fn identity(data: &[u8]) {
         );
 
         let chain = [certificate.clone(), authorities.clone()];
-        let believed = trust.judge(&chain, &domain, now).is_ok();
+        let believed = trust.examine(&chain, now).proves(&domain).is_ok();
         assert!(!believed || (all && signed(data)), "a forged certificate");
         let chain = [below.clone(), certificate.clone()];
-        let believed = trust.judge(&chain, &domain, now).is_ok();
+        let believed = trust.examine(&chain, now).proves(&domain).is_ok();
         assert!(!believed || signed(data), "a forged authority");
         assert!(
             !believed || domain.as_str() == "its.test",

@@ -22,6 +22,11 @@ const DNS_SRV: &str = "1.3.6.1.5.5.7.8.7";
 /// The service of an SRV-ID for streams between servers (RFC 6120 §13.7.1.2.1).
 const SRV_PREFIX: &str = "_xmpp-server.";
 
+/// Most certificates between the peer's own and an authority that are looked at. Paths between certificates
+/// that could stand for each other are tried one by one: with five that takes a millisecond, with ten
+/// hundreds of them. Real chains have at most three.
+const INTERMEDIATES_MAX: usize = 5;
+
 /// Why a certificate does not prove a domain.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum Untrusted {
@@ -54,15 +59,26 @@ impl Trust {
         self.anchors.len()
     }
 
-    /// Whether `chain`, the peer's own certificate first, proves that the peer is `domain`
-    /// (RFC 6125, RFC 6120 §13.7.2).
-    pub(crate) fn judge(
+    /// Finds out what `chain` is worth, the peer's own certificate first.
+    pub(crate) fn examine(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Credential {
+        let leaf = chain.first().ok_or(Untrusted::Absent);
+        let worth = leaf.and_then(|leaf| {
+            let names = self.verify(leaf, chain.get(1..).unwrap_or_default(), now)?;
+            Ok((leaf.clone().into_owned(), names))
+        });
+        Credential(worth)
+    }
+
+    /// Whether an authority vouches for a certificate, and for which of its names.
+    fn verify(
         &self,
-        chain: &[CertificateDer<'_>],
-        domain: &Domain,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(), Untrusted> {
-        let (leaf, intermediates) = chain.split_first().ok_or(Untrusted::Absent)?;
+    ) -> Result<Names, Untrusted> {
+        let intermediates = intermediates
+            .get(..INTERMEDIATES_MAX)
+            .unwrap_or(intermediates);
         if self.anchors.is_empty() {
             return Err(Untrusted::NoRoots);
         }
@@ -84,11 +100,21 @@ impl Trust {
             || path
                 .intermediate_certificates()
                 .any(|certificate| has_name_constraints(&certificate.der()));
-        let names = if constrained { Names::Dns } else { Names::All };
-        if covers(leaf, domain, names) {
-            Ok(())
-        } else {
-            Err(Untrusted::Name)
+        Ok(if constrained { Names::Dns } else { Names::All })
+    }
+}
+
+/// What a peer's certificate is worth. It is found out once a stream, because the work is the peer's to
+/// choose; after that each domain is a comparison of names.
+pub(crate) struct Credential(Result<(CertificateDer<'static>, Names), Untrusted>);
+
+impl Credential {
+    /// Whether it proves that the peer is `domain` (RFC 6125, RFC 6120 §13.7.2).
+    pub(crate) fn proves(&self, domain: &Domain) -> Result<(), Untrusted> {
+        match &self.0 {
+            Ok((leaf, names)) if covers(leaf, domain, *names) => Ok(()),
+            Ok(_) => Err(Untrusted::Name),
+            Err(untrusted) => Err(untrusted.clone()),
         }
     }
 }
@@ -288,7 +314,8 @@ mod tests {
         let root = Authority::root(|_| {});
         let leaf = root.leaf(edit);
         let domain = prepare_domain(domain).unwrap();
-        assert_eq!(root.trust().judge(&[leaf], &domain, now()), *expected);
+        let credential = root.trust().examine(&[leaf], now());
+        assert_eq!(credential.proves(&domain), *expected);
     }
 
     #[track_caller]
@@ -370,9 +397,8 @@ mod tests {
         );
         let root = Authority::root(|_| {});
         let leaf = root.leaf(with(&[ExtendedKeyUsagePurpose::ClientAuth]));
-        let verdict = root
-            .trust()
-            .judge(&[leaf], &Domain::new("chat.test"), now());
+        let credential = root.trust().examine(&[leaf], now());
+        let verdict = credential.proves(&Domain::new("chat.test"));
         assert!(matches!(verdict, Err(Untrusted::Chain(_))), "{verdict:?}");
     }
 
@@ -387,7 +413,8 @@ mod tests {
         let below = root.below(|_| {});
         let domain = Domain::new("chat.test");
         let named = |leaf: &mut CertificateParams| leaf.subject_alt_names = vec![dns("chat.test")];
-        let judge = |chain: &[CertificateDer<'_>]| root.trust().judge(chain, &domain, now());
+        let judge =
+            |chain: &[CertificateDer<'_>]| root.trust().examine(chain, now()).proves(&domain);
         let leaf = below.leaf(named);
         assert_eq!(judge(&[leaf.clone(), below.certificate.clone()]), Ok(()));
         check_untrusted(&judge(&[leaf]));
@@ -402,8 +429,26 @@ mod tests {
         })]));
         check_untrusted(&judge(&[CertificateDer::from(vec![1, 2, 3])]));
         assert_eq!(judge(&[]), Err(Untrusted::Absent));
-        let nobody = Trust::default().judge(&[root.leaf(named)], &domain, now());
-        assert_eq!(nobody, Err(Untrusted::NoRoots));
+        let nobody = Trust::default().examine(&[root.leaf(named)], now());
+        assert_eq!(nobody.proves(&domain), Err(Untrusted::NoRoots));
+    }
+
+    /// Certificates with one subject and issuer can follow each other in any order.
+    #[test]
+    fn a_maze_of_certificates_is_not_walked() {
+        let root = Authority::root(|_| {});
+        let below = root.below(|_| {});
+        let domain = Domain::new("chat.test");
+        let leaf = below.leaf(|leaf| leaf.subject_alt_names = vec![dns("chat.test")]);
+        let chain = |others: usize| {
+            let mut chain = vec![leaf.clone()];
+            chain.extend((0..others).map(|_| Authority::root(|_| {}).certificate));
+            chain.push(below.certificate.clone());
+            root.trust().examine(&chain, now()).proves(&domain)
+        };
+        assert_eq!(chain(INTERMEDIATES_MAX - 1), Ok(()));
+        check_untrusted(&chain(INTERMEDIATES_MAX));
+        check_untrusted(&chain(200));
     }
 
     #[test]
@@ -418,7 +463,9 @@ mod tests {
         let judge = |name: SanType, domain: &str| {
             let leaf = below.leaf(|leaf| leaf.subject_alt_names = vec![name]);
             let chain = [leaf, below.certificate.clone()];
-            root.trust().judge(&chain, &Domain::new(domain), now())
+            root.trust()
+                .examine(&chain, now())
+                .proves(&Domain::new(domain))
         };
         assert_eq!(judge(dns("chat.its.test"), "chat.its.test"), Ok(()));
         check_untrusted(&judge(dns("chat.test"), "chat.test"));

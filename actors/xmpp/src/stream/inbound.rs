@@ -9,13 +9,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use messages::Domain;
-use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::external::{self, Refusal};
 use super::framed::Framed;
+use super::identity::Credential;
 use super::outbound::Failure;
 #[cfg(not(any(test, fuzzing)))]
 use super::outbound::verify;
@@ -80,8 +80,7 @@ pub(crate) async fn secure(
     let tls = within(deadline, async { Ok(handshake.await?) }).await?;
     let (_, connection) = tls.get_ref();
     trace.tls = connection.protocol_version().map(tls::version_name);
-    let chain: Vec<CertificateDer<'static>> =
-        connection.peer_certificates().unwrap_or_default().to_vec();
+    let credential = ingress.examine(connection.peer_certificates().unwrap_or_default());
 
     trace.stage = Stage::Header;
     let mut framed = Framed::new(tls, limits, config.write_stall());
@@ -96,7 +95,7 @@ pub(crate) async fn secure(
         }
     };
     trace.stage = Stage::Authentication;
-    let verdict = ingress.judge(&chain, &peer);
+    let verdict = credential.proves(&peer);
     trace.certificate = Some(proof(&verdict));
     let mut stream = Inbound {
         framed,
@@ -107,7 +106,7 @@ pub(crate) async fn secure(
         trace: trace.clone(),
         peer,
         id,
-        chain,
+        credential,
         sasl_attempts: 0,
         challenged: false,
         authenticated: Vec::new(),
@@ -280,7 +279,7 @@ pub(crate) struct Inbound {
     /// Our id of the stream, which dialback keys are bound to.
     id: String,
     /// What the peer showed in the handshake.
-    chain: Vec<CertificateDer<'static>>,
+    credential: Credential,
     /// For what is reported before the end.
     trace: Trace,
     offers_external: bool,
@@ -506,25 +505,24 @@ impl Inbound {
     async fn claim(&mut self, element: &Element) -> Result<Option<Verification>, Fault> {
         let (from, to) = addresses(element)?;
         let refusal = if self.ingress.served(to.as_str()).is_none() {
-            (ErrorType::Cancel, Condition::ItemNotFound)
+            let reason = "dialback: for a domain that is not served here";
+            (ErrorType::Cancel, Condition::ItemNotFound, reason)
         } else if self.ingress.served(from.as_str()).is_some() {
-            (ErrorType::Cancel, Condition::NotAllowed)
-        } else if self.ingress.policy().admit(&from).is_err() {
-            (ErrorType::Cancel, Condition::PolicyViolation)
-        } else if self.sender(from.as_str()).is_some()
-            || self.ingress.judge(&self.chain, &from).is_ok()
-        {
+            let reason = "dialback: it says that it is a domain served here";
+            (ErrorType::Cancel, Condition::NotAllowed, reason)
+        } else if let Err(reason) = self.ingress.policy().admit(&from) {
+            (ErrorType::Cancel, Condition::PolicyViolation, reason)
+        } else if self.sender(from.as_str()).is_some() || self.credential.proves(&from).is_ok() {
             // The certificate says it already, or another key did: nobody needs to be asked.
             let method = "dialback without dialling";
             return self.admit_claim(&from, &to, method).await.map(|()| None);
         } else if self.ingress.config().require_certificates {
+            const REASON: &str =
+                "a certificate that proves the domain is required here, dialback does not do";
             if !self.is_authenticated() {
-                return Err(Fault::refuse(
-                    StreamCondition::PolicyViolation,
-                    "a certificate that proves the domain is required here, dialback does not do",
-                ));
+                return Err(Fault::refuse(StreamCondition::PolicyViolation, REASON));
             }
-            (ErrorType::Cancel, Condition::PolicyViolation)
+            (ErrorType::Cancel, Condition::PolicyViolation, REASON)
         } else {
             match self.ingress.verification(self.address, &from) {
                 Some(seats)
@@ -539,13 +537,16 @@ impl Inbound {
                         _seats: seats,
                     }));
                 }
-                _ => (ErrorType::Wait, Condition::ResourceConstraint),
+                _ => {
+                    let reason = "dialback: too many keys are being verified for it";
+                    (ErrorType::Wait, Condition::ResourceConstraint, reason)
+                }
             }
         };
-        let (kind, condition) = refusal;
-        self.refuse_claim(&from, &to, kind, condition)
-            .await
-            .map(|()| None)
+        let (kind, condition, reason) = refusal;
+        self.refuse_claim(&from, &to, kind, condition).await?;
+        self.unproven(from, &reason);
+        Ok(None)
     }
 
     /// Receiving server: tells the peer what became of its claim.

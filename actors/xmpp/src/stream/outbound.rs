@@ -8,7 +8,6 @@ use std::time::Duration;
 use messages::Domain;
 use rustls::SignatureScheme;
 use rustls::client::{ClientConfig, ResolvesClientCert};
-use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -47,6 +46,8 @@ pub(crate) enum Failure {
     CertificateRefused,
     #[error("it answered our dialback key with {0}")]
     Dialback(&'static str),
+    #[error("it could not say whether the key is its own")]
+    Undecided,
     #[error("it was silent before it offered a way to authenticate")]
     Silent,
     #[error("it did not answer in time")]
@@ -104,6 +105,7 @@ impl Failure {
             Self::NoMethod
             | Self::CertificateRefused
             | Self::Dialback(_)
+            | Self::Undecided
             | Self::TimedOut
             | Self::NotServed => false,
         }
@@ -238,7 +240,9 @@ pub(crate) async fn verify(
             let answered = ask(&mut secured.framed, local, remote, id, key).await;
             // Not waited for: the answer is what counts.
             actix_rt::spawn(secured.framed.close(None));
-            answered.map_err(Failure::at(Stage::Open))
+            answered
+                .map_err(Failure::at(Stage::Open))?
+                .ok_or(Failure::Undecided)
         };
         timeout(ingress.config().authentication_timeout(), asked)
             .await
@@ -399,9 +403,8 @@ async fn greet(
     let config = ingress.config();
     let (_, connection) = tls.get_ref();
     let version = connection.protocol_version().map(tls::version_name);
-    let chain: Vec<CertificateDer<'static>> =
-        connection.peer_certificates().unwrap_or_default().to_vec();
-    let verdict = ingress.judge(&chain, remote);
+    let shown = connection.peer_certificates().unwrap_or_default();
+    let verdict = ingress.examine(shown).proves(remote);
     note(trace, Stage::Authentication, |trace| {
         trace.tls = version;
         trace.certificate = Some(proof(&verdict));
@@ -622,14 +625,15 @@ async fn prove_by_dialback(
     }
 }
 
-/// Receiving server: asks the authoritative one.
+/// Receiving server: asks the authoritative one. `None` when that answers with an error, which says nothing
+/// of the key (XEP-0220 §2.4).
 async fn ask(
     framed: &mut Connection,
     local: &Domain,
     remote: &Domain,
     id: &str,
     key: &str,
-) -> Result<bool, Fault> {
+) -> Result<Option<bool>, Fault> {
     let mut question = Vec::new();
     let attributes = [
         ("from", local.as_str()),
@@ -646,7 +650,11 @@ async fn ask(
             && is_between(&answer, remote, local)
             && answer.attribute("id") == Some(id);
         if ours {
-            return Ok(answer.attribute("type") == Some("valid"));
+            return Ok(match answer.attribute("type") {
+                Some("valid") => Some(true),
+                Some("error") => None,
+                _ => Some(false),
+            });
         }
     }
 }

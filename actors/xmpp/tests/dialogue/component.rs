@@ -358,6 +358,9 @@ async fn what_no_stranger_may_do_is_passed_over() {
         &*foreign,
         &*nobody,
         "<handshake xmlns='jabber:server'/>",
+        "<iq type='get' id='1' to='push.test'><ping xmlns='urn:xmpp:ping'/></iq>",
+        "<message from='peer.test'/>",
+        "<odd from='peer.test' to='push.test'/>",
     ];
     peer.send(&strange.concat()).await;
     peer.send(&publish("after", "n-after")).await;

@@ -83,6 +83,30 @@ async fn a_denied_key_ends_the_stream() {
     called.peer.expect_error("not-authorized").await;
 }
 
+/// Its authoritative server may be overloaded. Only `invalid` says that the key is wrong.
+#[actix::test]
+async fn a_key_that_nobody_could_judge_may_be_tried_again() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let service = world.start(&world.config());
+    let mut called = call_self_signed(&service, &world, "peer.test").await;
+    let between = ("peer.test", "push.test");
+    let error = "<db:verify id='ID' type='error' from='peer.test' to='push.test'><error type='wait'>\
+                 <resource-constraint xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></db:verify>";
+    claim(&mut called, &home, &world, between, error).await;
+    let answered = called.peer.until("</db:result>").await;
+    assert!(
+        answered.contains("type='error'><error type='wait'>"),
+        "{answered}"
+    );
+    let valid = "<db:verify id='ID' type='valid' from='peer.test' to='push.test'/>";
+    claim(&mut called, &home, &world, between, valid).await;
+    called
+        .peer
+        .expect("<db:result from='push.test' to='peer.test' type='valid'/>")
+        .await;
+}
+
 #[actix::test]
 async fn several_domains_share_one_stream() {
     let mut world = World::new();
