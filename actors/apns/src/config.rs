@@ -18,7 +18,7 @@ pub(crate) const ALTERNATIVE: u16 = 2197;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Seconds APNs has to answer one request. Then the push is sent once more on another connection.
+    /// Seconds APNs has to answer one request. Then the push is sent again on another connection.
     pub request_timeout_seconds: u64,
     /// Seconds for name look-up, TCP, TLS and the first SETTINGS of one connection together.
     pub connect_timeout_seconds: u64,
@@ -51,6 +51,13 @@ pub struct Config {
     /// How often one push is sent again at once after APNs did certainly not process it; then it pauses
     /// before each further try.
     pub repeats_max: u8,
+    /// How often one push is sent again of which nobody knows whether APNs processed it, because the
+    /// connection was lost or no answer came in time: at once the first time, then after a pause each. A
+    /// device may be shown the notification once more for each.
+    pub resends_max: u8,
+    /// Seconds for which APNs may allow no request at all on a connection while pushes wait. Then another
+    /// one takes its place.
+    pub blocked_seconds: u64,
     /// Seconds during which an app whose configuration APNs refuses sends nothing; then one push tries.
     pub breaker_seconds: u64,
     /// Seconds of the sliding window in which `BadDeviceToken` and `DeviceTokenNotForTopic` are weighed
@@ -85,6 +92,8 @@ impl Default for Config {
             backoff_max_seconds: 30,
             device_hold_seconds: 120,
             repeats_max: 16,
+            resends_max: 8,
+            blocked_seconds: 10,
             breaker_seconds: 30,
             token_guard_window_seconds: 3_600,
             token_guard_share_max_percent: 20,
@@ -150,6 +159,7 @@ impl Config {
         within("backoff_min_ms", self.backoff_min_ms, 1, 60_000);
         within("backoff_max_seconds", self.backoff_max_seconds, 1, 3_600);
         within("device_hold_seconds", self.device_hold_seconds, 1, DAY);
+        within("blocked_seconds", self.blocked_seconds, 1, 3_600);
         within("breaker_seconds", self.breaker_seconds, 1, DAY);
         within(
             "token_guard_window_seconds",

@@ -86,6 +86,12 @@ struct Driver {
     farewell_since: Option<Instant>,
     /// When it last had a request.
     last_used: Instant,
+    /// Answers so far.
+    answered: usize,
+    /// The `iat` of the first provider token that was called expired.
+    expired: Option<UnixSeconds>,
+    /// Since when the peer allows no request at all.
+    blocked_since: Option<Instant>,
 }
 
 enum Request {
@@ -115,6 +121,9 @@ impl Driver {
             tick,
             farewell_since: None,
             last_used: Instant::now(),
+            answered: 0,
+            expired: None,
+            blocked_since: None,
         }
     }
 
@@ -188,12 +197,21 @@ impl Driver {
         match answer {
             Ok(reply) => {
                 self.last_sign = now;
-                if reply.proves_token() && !self.seat.link.proven.replace(true) {
-                    route.speed_up();
+                if reply.proves_token() {
+                    if !self.seat.link.proven.replace(true) {
+                        route.speed_up();
+                    }
+                    self.answered += 1;
+                    route.answered(self.answered);
                 }
-                match route.conclude(push, reply, issued_at, now) {
+                let wedged = self.expired.is_some_and(|expired| expired != issued_at);
+                match route.conclude(push, reply, issued_at, wedged, now) {
                     Fate::Keep => {}
                     Fate::Retire => self.retire("APNs asked for another connection"),
+                    Fate::Wedged => {
+                        self.expired.get_or_insert(issued_at);
+                        self.retire("APNs calls provider tokens expired on it");
+                    }
                     Fate::RetireSlowly => {
                         route.slow_down(now);
                         self.retire("APNs asked for another connection");
@@ -221,13 +239,14 @@ impl Driver {
             return false;
         };
         // The first request goes alone: before APNs has taken a token it allows no more.
-        let ours = if link.proven.get() {
-            route.lane.upstreams.config().streams_per_connection_max
-        } else {
-            1
-        };
-        let limit = sender.current_max_send_streams().min(ours);
+        let theirs = sender.current_max_send_streams();
+        let limit = theirs.min(route.streams_max(self.answered));
         link.limit.set(limit);
+        self.blocked_since = match (theirs, self.blocked_since) {
+            (0, None) => Some(now),
+            (0, since) => since,
+            _ => None,
+        };
         let Some(token) = route.token(now) else {
             return false;
         };
@@ -324,14 +343,26 @@ impl Driver {
     }
 
     /// Leaves when nothing came for long and another connection is there. The last one stays: APNs wants
-    /// connections to be kept.
+    /// connections to be kept. Leaves as well when pushes wait and APNs allows no request.
     fn check_need(&mut self, now: Instant) {
+        let route = Rc::clone(&self.seat.route);
+        let config = route.lane.upstreams.config();
+        let blocked = Duration::from_secs(config.blocked_seconds);
+        if self
+            .blocked_since
+            .is_some_and(|since| now.duration_since(since) >= blocked)
+            && route.has_work()
+            && self.seat.link.phase.get() == Phase::Ready
+        {
+            route.slow_down(now);
+            self.retire("no request is allowed on it");
+            return;
+        }
         if self.live > 0 {
             self.last_used = now;
             return;
         }
-        let route = &self.seat.route;
-        let limit = Duration::from_secs(route.lane.upstreams.config().connection_idle_seconds);
+        let limit = Duration::from_secs(config.connection_idle_seconds);
         if now.duration_since(self.last_used) >= limit && route.has_ready_beside(&self.seat.link) {
             self.retire("not needed for long");
         }

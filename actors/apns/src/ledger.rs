@@ -47,6 +47,7 @@ pub(crate) struct Counters {
     pub(crate) repeated: Cell<u64>,
     pub(crate) resent: Cell<u64>,
     pub(crate) timed_out: Cell<u64>,
+    pub(crate) doubtful: Cell<u64>,
     pub(crate) unknown_reasons: Cell<u64>,
     pub(crate) connections: Cell<u64>,
     pub(crate) connect_failures: Cell<u64>,

@@ -24,7 +24,7 @@
 //! | what happened | the push |
 //! |---|---|
 //! | never written, refused, above the last stream of a GOAWAY | goes again at once, after many times with a pause |
-//! | connection lost or no answer in time: perhaps processed | goes again once, with the same `apns-id` |
+//! | connection lost or no answer in time: perhaps processed | goes again with the same `apns-id`: at once the first time, then a few times after a pause |
 //! | 500, 503 | goes again after a pause while it is fresh |
 //! | 429 for the device | answered; it and all later ones go as one after the hold |
 //! | a newer one for the registration comes while it waits | answered; the newer one takes its place |

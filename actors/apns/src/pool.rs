@@ -266,6 +266,7 @@ impl Handler<Probe> for Pool {
                 ("apns_pushes_superseded_total", counters.superseded.get()),
                 ("apns_pushes_repeated_total", counters.repeated.get()),
                 ("apns_pushes_resent_total", counters.resent.get()),
+                ("apns_pushes_doubtful_total", counters.doubtful.get()),
                 ("apns_requests_timed_out_total", counters.timed_out.get()),
                 ("apns_reasons_unknown_total", counters.unknown_reasons.get()),
                 ("apns_connections_opened_total", counters.connections.get()),

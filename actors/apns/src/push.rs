@@ -42,8 +42,8 @@ pub(crate) struct Tries {
     pub(crate) unprocessed: u8,
     /// Pauses it has made.
     pub(crate) pauses: u32,
-    /// Sent again although it was perhaps processed.
-    pub(crate) resent: bool,
+    /// Times it was sent again although it was perhaps processed.
+    pub(crate) resent: u8,
     /// Sent again with a newer provider token.
     pub(crate) reauthorized: bool,
     /// Sent again on a connection of its own key.

@@ -45,6 +45,8 @@ pub(crate) struct Route {
     /// The token was called expired: it is not used before, unless a newer one comes.
     token_held_until: Cell<Option<Instant>>,
     expiry_due: Cell<Instant>,
+    /// Requests were lost in doubt since a connection last carried as many as it may.
+    cautious: Cell<bool>,
 }
 
 /// The provider token in use.
@@ -104,6 +106,7 @@ impl Route {
             token: RefCell::new(token),
             token_held_until: Cell::default(),
             expiry_due: Cell::new(now + EXPIRY_CHECK),
+            cautious: Cell::default(),
         }
     }
 
@@ -233,23 +236,54 @@ impl Route {
         self.waiting.borrow_mut().repeat(push);
     }
 
-    /// A request ended without an answer.
+    /// A request ended without an answer. In doubt a push goes again with the same id: at once the first
+    /// time, then after a pause, up to a number of times that bounds what a device may be shown twice.
     pub(crate) fn lost(&self, mut push: Push, loss: Loss, now: Instant) {
         let counters = &self.lane.ledger.counters;
-        if loss == Loss::TimedOut {
-            count(&counters.timed_out);
+        let rejection = match loss {
+            Loss::Unprocessed => {
+                self.repeat(push, now);
+                return;
+            }
+            Loss::TimedOut => {
+                count(&counters.timed_out);
+                Rejection::TimedOut
+            }
+            Loss::Broken => Rejection::Unavailable,
+        };
+        self.cautious.set(true);
+        if push.tries.resent >= self.lane.upstreams.config().resends_max {
+            count(&counters.doubtful);
+            push.claim.settle(PushOutcome::Rejected(rejection));
+            return;
         }
-        if loss == Loss::Unprocessed {
-            self.repeat(push, now);
-        } else if push.tries.resent {
-            push.claim.settle(PushOutcome::Rejected(match loss {
-                Loss::TimedOut => Rejection::TimedOut,
-                Loss::Broken | Loss::Unprocessed => Rejection::Unavailable,
-            }));
-        } else {
-            push.tries.resent = true;
-            count(&counters.resent);
+        push.tries.resent += 1;
+        count(&counters.resent);
+        if push.tries.resent == 1 {
             self.waiting.borrow_mut().repeat(push);
+        } else {
+            self.pause(push, None, now);
+        }
+    }
+
+    /// How many requests a connection may carry that has given so many answers. After requests were lost
+    /// it begins with one and may have as many in doubt as it has answered, until one has shown that it
+    /// carries them all: whoever cuts each connection after a few answers is then given few to cut.
+    pub(crate) fn streams_max(&self, answered: usize) -> usize {
+        let all = self.lane.upstreams.config().streams_per_connection_max;
+        if answered == 0 {
+            return 1;
+        }
+        if !self.cautious.get() {
+            return all;
+        }
+        answered.min(all)
+    }
+
+    /// A connection has given so many answers.
+    pub(crate) fn answered(&self, answers: usize) {
+        if answers == self.lane.upstreams.config().streams_per_connection_max {
+            self.cautious.set(false);
         }
     }
 
@@ -384,6 +418,11 @@ impl Route {
     /// Pushes that wait.
     pub(crate) fn queued(&self) -> usize {
         self.waiting.borrow().len()
+    }
+
+    /// Whether any of them could go now.
+    pub(crate) fn has_work(&self) -> bool {
+        self.waiting.borrow().ready() > 0
     }
 
     /// Devices held back.

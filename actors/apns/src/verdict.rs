@@ -30,15 +30,19 @@ pub(crate) enum Fate {
     Retire,
     /// It takes no more pushes, and its successor waits.
     RetireSlowly,
+    /// It takes no more pushes: APNs calls every provider token expired on it from now on.
+    Wedged,
 }
 
 impl Route {
-    /// Acts on the answer to a push that was sent with the provider token of `issued_at`.
+    /// Acts on the answer to a push that was sent with the provider token of `issued_at`, over a connection
+    /// that may have called an older one expired.
     pub(crate) fn conclude(
         &self,
         mut push: Push,
         reply: Reply,
         issued_at: UnixSeconds,
+        wedged: bool,
         now: Instant,
     ) -> Fate {
         let details = reply.error.map(|details| *details).unwrap_or_default();
@@ -94,13 +98,15 @@ impl Route {
                 Fate::Keep
             }
             Class::ExpiredToken => {
-                if push.tries.reauthorized || self.upstream.key.is_none() {
+                if wedged {
+                    // It says nothing of the newer token.
+                    self.repeat(push, now);
+                } else if push.tries.reauthorized || self.upstream.key.is_none() {
                     self.misconfigured(&push, &reason, &details, now);
                 } else {
                     self.park(push, issued_at, now);
                 }
-                // APNs keeps calling every token expired on such a connection.
-                Fate::Retire
+                Fate::Wedged
             }
             Class::TokenChurn => {
                 push.app.alarm(

@@ -302,22 +302,28 @@ async fn a_peer_that_refuses_everything_is_not_asked_forever() {
 }
 
 #[actix::test]
-async fn any_other_reset_goes_again_once() {
+async fn any_other_reset_goes_again_a_few_times() {
     let peer = Peer::start().await;
-    let mut world = World::start(&config(), &peer);
+    let config = Config {
+        resends_max: 2,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
     world.deliver(1);
     let mut apns = peer.accept_frames(100).await;
-    for _ in 0..2 {
+    for _ in 0..3 {
         let stream = apns.request().await;
         apns.reset(stream, PROTOCOL_ERROR).await;
     }
     assert_eq!(world.outcome().await, UNAVAILABLE);
     apns.expect_silence().await;
+    assert_eq!(world.counter("apns_pushes_resent_total").await, 2);
+    assert_eq!(world.counter("apns_pushes_doubtful_total").await, 1);
     world.end().await;
 }
 
 #[actix::test]
-async fn a_push_on_a_cut_connection_goes_again_once_with_its_id() {
+async fn a_push_on_a_cut_connection_goes_again_with_its_id() {
     let peer = Peer::start().await;
     let mut world = World::start(&config(), &peer);
     world.deliver(1);
@@ -336,16 +342,154 @@ async fn a_push_on_a_cut_connection_goes_again_once_with_its_id() {
     serve_until(&mut world, &mut second, 1).await;
     assert_eq!(world.counter("apns_pushes_resent_total").await, 1);
 
-    // Another push has another id; cut twice, it is given up.
+    // Another push has another id, and is not lost when it is cut three times.
     world.deliver(1);
     let asked = next(second.as_mut().unwrap()).await;
-    assert_ne!(header(&asked, "apns-id"), id);
+    let other = header(&asked, "apns-id").to_owned();
+    assert_ne!(other, id);
     drop((asked, second));
-    let mut third = peer.accept_h2().await;
-    let asked = next(&mut third).await;
-    drop((asked, third));
+    for _ in 0..2 {
+        let mut cut = peer.accept_h2().await;
+        let asked = next(&mut cut).await;
+        assert_eq!(header(&asked, "apns-id"), other);
+    }
+    let mut last = peer.accept_h2().await;
+    let asked = next(&mut last).await;
+    assert_eq!(header(&asked, "apns-id"), other);
+    answer(asked, 200, &[]);
+    serve_until(&mut world, &mut Some(last), 1).await;
+    assert_eq!(world.counter("apns_pushes_resent_total").await, 4);
+    world.end().await;
+}
+
+#[actix::test]
+async fn what_was_cut_twice_makes_way_for_others() {
+    let peer = Peer::start().await;
+    let config = Config {
+        backoff_min_ms: 60_000,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(3);
+    let mut one = peer.accept_frames(100).await;
+    let first = one.request().await;
+    one.answer(first, 200).await;
+    assert_eq!(one.requests(2).await, [3, 5]);
+    drop(one);
+    // Both at once, the older one first, and alone.
+    let mut two = peer.accept_frames(100).await;
+    let older = two.request().await;
+    two.answer(older, 200).await;
+    two.request().await;
+    drop(two);
+    // The younger one now pauses: a new push passes it.
+    world.all_accepted(2).await;
+    world.deliver(1);
+    let mut three = peer.accept_frames(100).await;
+    let new = three.request().await;
+    three.answer(new, 200).await;
+    world.all_accepted(1).await;
+    three.expect_silence().await;
+    assert_eq!(world.counter("apns_pushes_queued").await, 1);
+    assert_eq!(world.drain(Duration::ZERO).await.abandoned, 1);
     assert_eq!(world.outcome().await, UNAVAILABLE);
     world.end().await;
+}
+
+#[actix::test]
+async fn after_a_cut_a_connection_is_trusted_with_what_it_has_answered() {
+    let peer = Peer::start().await;
+    let config = Config {
+        connections_per_pool_max: 1,
+        streams_per_connection_max: 4,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(13);
+    let mut cut = peer.accept_frames(100).await;
+    let first = cut.request().await;
+    cut.answer(first, 200).await;
+    cut.requests(4).await;
+    drop(cut);
+    let mut apns = peer.accept_frames(100).await;
+    let mut open = vec![apns.request().await];
+    for answered in 1..4 {
+        apns.answer(open.remove(0), 200).await;
+        open.extend(apns.requests(answered - open.len()).await);
+        apns.expect_silence().await;
+    }
+    // It has carried as many as it may: trusted for good.
+    apns.answer(open.remove(0), 200).await;
+    open.extend(apns.requests(2).await);
+    apns.expect_silence().await;
+    while let Some(stream) = open.pop() {
+        apns.answer(stream, 200).await;
+        if world.counter("apns_pushes_queued").await > 0 {
+            open.push(apns.request().await);
+        }
+    }
+    world.all_accepted(13).await;
+    assert_eq!(world.counter("apns_pushes_resent_total").await, 4);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_connection_that_allows_no_request_is_left_for_another() {
+    let peer = Peer::start().await;
+    let config = Config {
+        blocked_seconds: 1,
+        connections_per_pool_max: 1,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(1);
+    let mut blocked = peer.accept_frames(0).await;
+    blocked.expect_silence().await;
+    let closed = actix_rt::spawn(blocked.closed());
+    let mut apns = peer.accept_frames(100).await;
+    assert!(closed.await.unwrap(), "with a farewell");
+    let stream = apns.request().await;
+    apns.answer(stream, 200).await;
+    world.all_accepted(1).await;
+    // One that worked may be blocked too; what is on it is waited for.
+    world.deliver(1);
+    let held = apns.request().await;
+    apns.settings(0).await;
+    apns.expect_silence().await;
+    world.deliver(1);
+    let mut other = tokio::select! {
+        other = peer.accept_frames(100) => other,
+        () = apns.serve() => panic!("it closed"),
+    };
+    let stream = other.request().await;
+    other.answer(stream, 200).await;
+    apns.answer(held, 200).await;
+    world.all_accepted(2).await;
+    assert_eq!(world.counter("apns_pushes_resent_total").await, 0);
+    world.end().await;
+}
+
+#[actix::test]
+async fn where_no_request_is_ever_allowed_a_push_is_given_up_and_told() {
+    let peer = Peer::start().await;
+    let config = Config {
+        blocked_seconds: 1,
+        fresh_seconds: 3,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(1);
+    let serve = actix_rt::spawn(async move {
+        loop {
+            let blocked = peer.accept_frames(0).await;
+            actix_rt::spawn(blocked.closed());
+        }
+    });
+    assert_eq!(world.outcome().await, UNAVAILABLE);
+    assert_eq!(world.counter("apns_pushes_expired_total").await, 1);
+    assert!(world.counter("apns_connections_opened_total").await >= 2);
+    world.end().await;
+    serve.abort();
 }
 
 /// Keeps an h2 connection going until `count` pushes are accepted.
@@ -362,6 +506,7 @@ async fn a_request_without_answer_goes_again_on_another_connection() {
     let peer = Peer::start().await;
     let config = Config {
         request_timeout_seconds: 1,
+        resends_max: 1,
         ..config()
     };
     let mut world = World::start(&config, &peer);

@@ -334,6 +334,41 @@ async fn an_expired_provider_token_is_replaced_and_the_push_goes_again_once() {
 }
 
 #[actix::test]
+async fn a_connection_that_calls_all_tokens_expired_tells_nothing_of_the_newer_one() {
+    let peer = Peer::start().await;
+    let config = apns::Config {
+        connections_per_pool_max: 1,
+        ..config()
+    };
+    let mut world = World::without_signer(&config, &peer);
+    let subscription = world.subscriptions.take().await;
+    world.deliver(2);
+    hand_out(&subscription, "old", 1_000);
+    let mut wedged = peer.accept_h2().await;
+    answer(next(&mut wedged).await, 200, &[]);
+    let older = next(&mut wedged).await;
+    // Another lane has had the old one refused: the new one comes before this lane knows.
+    hand_out(&subscription, "new", 4_000);
+    world.deliver(1);
+    let newer = next(&mut wedged).await;
+    assert_eq!(header(&newer, "authorization"), "bearer new");
+    answer(older, 403, &[r#"{"reason":"ExpiredProviderToken"}"#]);
+    answer(newer, 403, &[r#"{"reason":"ExpiredProviderToken"}"#]);
+    world::keep_open(wedged);
+    let mut good = peer.accept_h2().await;
+    for _ in 0..2 {
+        let asked = next(&mut good).await;
+        assert_eq!(header(&asked, "authorization"), "bearer new");
+        answer(asked, 200, &[]);
+    }
+    for _ in 0..3 {
+        assert_eq!(world.outcome_while(&mut good).await, PushOutcome::Accepted);
+    }
+    assert!(world.refused.drain().is_empty(), "the new one is good");
+    world.end().await;
+}
+
+#[actix::test]
 async fn a_connection_of_another_key_is_replaced_once() {
     let peer = Peer::start().await;
     let mut world = World::start(&config(), &peer);

@@ -771,6 +771,27 @@ async fn a_go_away_waits_for_answers_that_take_time() {
 }
 
 #[actix::test]
+async fn a_connection_may_close_after_some_answers_without_a_word() {
+    let world = World::start(&Config {
+        faults: Faults {
+            close_after: 2,
+            ..Faults::default()
+        },
+        ..Config::default()
+    });
+    let (client, bearer) = (world.connect().await, world.bearer());
+    assert_eq!(client.push(&bearer, &device(0)).await.unwrap().status, 200);
+    client.await_limit(1000).await;
+    let devices: Vec<DeviceToken> = (1..=5).map(device).collect();
+    let answers = join_all(devices.iter().map(|device| client.push(&bearer, device))).await;
+    let errors: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
+    assert_eq!(errors.len(), 4);
+    assert!(errors.iter().all(|error| !error.is_go_away()), "{errors:?}");
+    let counters = world.handles.control.counters();
+    assert_eq!((counters.accepted, counters.connections_closed), (2, 1));
+}
+
+#[actix::test]
 async fn refused_streams_are_not_processed() {
     let world = World::start(&Config {
         faults: Faults {

@@ -128,6 +128,13 @@ impl Frames {
         }
     }
 
+    /// Answers PINGs until the client closes; it sends no request.
+    pub async fn serve(&mut self) {
+        while let Some(frame) = self.try_read().await {
+            assert_eq!(self.handle(&frame).await, None, "no request expected");
+        }
+    }
+
     /// Waits for a PING of the client and answers it.
     pub async fn ping(&mut self) {
         loop {

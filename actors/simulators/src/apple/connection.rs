@@ -95,6 +95,7 @@ pub(super) async fn serve(
         newest: 0,
         last: None,
         closing: None,
+        answers: 0,
     };
     loop {
         let current = faults.borrow_and_update().clone();
@@ -175,10 +176,12 @@ struct Connection {
     ignored: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
     /// The newest stream seen.
     newest: u32,
-    /// The last stream that is processed, once a GOAWAY said so.
+    /// The last stream that is processed, once a GOAWAY or a fault said so.
     last: Option<u32>,
     /// When to give up waiting for the client to close.
     closing: Option<Instant>,
+    /// Requests judged that get an answer.
+    answers: u64,
 }
 
 /// A request with as much of its payload as has come.
@@ -306,6 +309,11 @@ impl Connection {
         let mut state = control.state();
         let now = state.clock.now_millis();
         for request in received.drain(..) {
+            if faults.close_after != 0 && self.answers >= faults.close_after {
+                state.counters.streams_ignored += 1;
+                self.stalled.push(request.respond);
+                continue;
+            }
             let (verdict, apns_id) = self.session.judge(&mut state, now, &request, faults);
             let date = now
                 .seconds()
@@ -319,6 +327,14 @@ impl Connection {
                 Verdict::Refuse(_) | Verdict::Stall => self.dipped,
             };
             let respond = request.respond;
+            if verdict != Verdict::Stall {
+                self.answers += 1;
+                if self.answers == faults.close_after {
+                    state.counters.connections_closed += 1;
+                    self.last.get_or_insert(respond.stream_id().into());
+                    self.orders.borrow_mut().await_write();
+                }
+            }
             match verdict {
                 Verdict::Stall => self.stalled.push(respond),
                 Verdict::Accept if latency.is_zero() => {

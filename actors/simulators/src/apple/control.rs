@@ -31,6 +31,9 @@ pub struct Faults {
     /// Each n-th request makes its connection break without a word, it and all other unanswered ones
     /// with it. Default 0: never.
     pub drop_every: u64,
+    /// Each connection is closed after so many answers without a GOAWAY; what the client sent after them is
+    /// not processed. Default 0: never.
+    pub close_after: u64,
     /// Each n-th request is reset with `REFUSED_STREAM`: not processed. Default 0: never.
     pub refuse_every: u64,
     /// Streams allowed at a time on each connection instead of the configured number, announced at
@@ -156,6 +159,8 @@ pub struct Counters {
     pub go_aways: u64,
     /// Connections broken because a fault says so.
     pub connections_dropped: u64,
+    /// Connections closed without a GOAWAY because a fault says so.
+    pub connections_closed: u64,
     /// Notifications that no watcher could take.
     pub unobserved: u64,
 }

@@ -51,6 +51,11 @@ impl Orders {
         self.idle = false;
     }
 
+    /// More is to be written before all is.
+    pub(super) const fn await_write(&mut self) {
+        self.idle = false;
+    }
+
     pub(super) const fn close(&mut self) {
         self.close = true;
     }
