@@ -155,7 +155,11 @@ impl Rig {
             };
             Box::pin(async { found })
         });
-        let upstreams = Upstreams::prepare_with(&setting.config, &apps, clock.clone(), names)
+        let config = Config {
+            token_dir: at.join("tokens"),
+            ..setting.config
+        };
+        let upstreams = Upstreams::prepare_with(&config, &apps, clock.clone(), names)
             .unwrap_or_else(|errors| panic!("{errors:?}"));
         let signer = provider_tokens::start(&upstreams);
         let touches = Collector::start();

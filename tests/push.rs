@@ -117,7 +117,7 @@ async fn another_account_cannot_take_over_a_node() {
 async fn apns_being_down_keeps_the_registration() {
     use simulators::apple::{Reason, Verdict};
 
-    let more = "[apns]\nfresh_seconds = 1\n".to_owned();
+    let more = "fresh_seconds = 1\n".to_owned();
     let rig = Rig::start(Plan {
         more,
         ..Plan::default()

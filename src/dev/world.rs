@@ -34,7 +34,7 @@ pub struct Plan {
     pub listen: Vec<SocketAddr>,
     /// Domains of peers beside the user's server, and where they listen.
     pub hosts: Vec<(String, SocketAddr)>,
-    /// More configuration, as TOML with its own section headings.
+    /// More configuration, as TOML: keys of `[apns]`, then others with their section headings.
     pub more: String,
 }
 
@@ -211,6 +211,10 @@ key_file = "{at}/registration.key"
             format!("\n[[xmpp.hosts]]\ndomain = \"{domain}\"\naddresses = [\"{address}\"]\n");
         text.push_str(&host);
     }
-    let _into_a_string = writeln!(text, "\n{}", plan.more);
+    let _into_a_string = writeln!(
+        text,
+        "\n[apns]\ntoken_dir = \"{at}/provider-tokens\"\n{}",
+        plan.more
+    );
     text
 }

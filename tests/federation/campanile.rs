@@ -77,6 +77,9 @@ key_file = "{key_file}"
 endpoint = "{endpoint}:{port}"
 ca_file = "{root}"
 
+[apns]
+token_dir = "{tokens}"
+
 [registration]
 path = "{store}"
 key_file = "{store_key}"
@@ -91,6 +94,7 @@ key_file = "{store_key}"
             endpoint = apple::NAME,
             port = apple::PORT,
             dialback_secret = directory.join("dialback.secret").display(),
+            tokens = directory.join("provider-tokens").display(),
             store = directory.join("store").display(),
             store_key = directory.join("registration.key").display(),
         );

@@ -70,6 +70,9 @@ pub struct Config {
     /// Seconds of the time slots that provider tokens are issued in: each carries the start of its slot, so
     /// that all processes of a team agree on it. The same for all of them.
     pub token_slot_seconds: u64,
+    /// Directory in which the provider token of each key is kept for the next start and for other processes
+    /// on the machine; empty for none.
+    pub token_dir: PathBuf,
     /// Seconds between two looks at the files of signing keys.
     pub key_poll_seconds: u64,
 }
@@ -99,6 +102,7 @@ impl Default for Config {
             token_guard_share_max_percent: 20,
             alarm_interval_seconds: 300,
             token_slot_seconds: 2_400,
+            token_dir: PathBuf::from("/var/lib/campanile/provider-tokens"),
             key_poll_seconds: 60,
         }
     }

@@ -5,9 +5,21 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use messages::{Bearer, SigningKeyId, UnixSeconds};
 use ring::error::Unspecified;
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair,
+    UnparsedPublicKey,
+};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::{self, PemObject};
+use serde::Deserialize;
+
+/// What stands before the token in `authorization` (RFC 6750 §2.1).
+const SCHEME: &str = "bearer ";
+
+#[derive(Deserialize)]
+struct Claims {
+    iat: u64,
+}
 
 /// One signing key of a team.
 pub(crate) struct Signer {
@@ -62,19 +74,37 @@ impl Signer {
     /// # Errors
     /// The system gave no random bytes.
     pub(crate) fn sign(&self, issued_at: UnixSeconds) -> Result<Bearer, Unspecified> {
-        let mut token = String::with_capacity(256);
-        token.push_str("bearer ");
-        let start = token.len();
-        let header = format!(r#"{{"alg":"ES256","kid":"{}"}}"#, self.id.key_id);
-        URL_SAFE_NO_PAD.encode_string(header, &mut token);
-        token.push('.');
-        let claims = format!(r#"{{"iss":"{}","iat":{}}}"#, self.id.team_id, issued_at.0);
-        URL_SAFE_NO_PAD.encode_string(claims, &mut token);
-        let signed = token.as_bytes().get(start..).unwrap_or_default();
-        let signature = self.key.sign(&self.random, signed)?;
-        token.push('.');
+        let signed = self.signed(issued_at);
+        let signature = self.key.sign(&self.random, signed.as_bytes())?;
+        let mut token = format!("{SCHEME}{signed}.");
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
         Ok(Bearer::new(&token))
+    }
+
+    /// The `iat` of a token, if it is one that this key signed.
+    pub(crate) fn verify(&self, bearer: &Bearer) -> Option<UnixSeconds> {
+        let token = bearer.as_str().strip_prefix(SCHEME)?;
+        let (signed, signature) = token.rsplit_once('.')?;
+        let (_, claims) = signed.split_once('.')?;
+        let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
+        let issued_at = UnixSeconds(claims.iat);
+        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+        let genuine = signed == self.signed(issued_at)
+            && UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.public_key())
+                .verify(signed.as_bytes(), &signature)
+                .is_ok();
+        genuine.then_some(issued_at)
+    }
+
+    /// Header and claims, which are what is signed.
+    fn signed(&self, issued_at: UnixSeconds) -> String {
+        let mut signed = String::with_capacity(256);
+        let header = format!(r#"{{"alg":"ES256","kid":"{}"}}"#, self.id.key_id);
+        URL_SAFE_NO_PAD.encode_string(header, &mut signed);
+        signed.push('.');
+        let claims = format!(r#"{{"iss":"{}","iat":{}}}"#, self.id.team_id, issued_at.0);
+        URL_SAFE_NO_PAD.encode_string(claims, &mut signed);
+        signed
     }
 }
 
@@ -88,8 +118,6 @@ fn lacks_public_key(der: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
-
     use super::*;
 
     fn id() -> SigningKeyId {
@@ -124,6 +152,10 @@ mod tests {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, signer.public_key())
             .verify(signed.as_bytes(), &signature)
             .unwrap();
+        assert_eq!(signer.verify(&bearer), Some(UnixSeconds(1_767_225_600)));
+        let other = rcgen::KeyPair::generate().unwrap();
+        let other = Signer::from_pem(id(), other.serialize_pem().as_bytes()).unwrap();
+        assert_eq!(other.verify(&bearer), None);
     }
 
     #[track_caller]

@@ -14,6 +14,7 @@
 //! | `connect`, `proxy` | name look-up to first SETTINGS |
 //! | `class` | what an operator sets for a class of notifications |
 //! | `signing_key`, `certificate` | who we are to APNs |
+//! | `token_file` | the provider token in use, for the next start and for other processes |
 //! | `verdict` | what is done about an answer |
 //! | `ledger` | outcomes owed, and all that is told to other actors |
 //! | `reason`, `reply`, `request`, `payload`, `jwt` | the wire, without any state |
@@ -54,6 +55,7 @@ mod request;
 mod route;
 mod signing_key;
 mod tls;
+mod token_file;
 mod upstream;
 mod verdict;
 mod waiting;

@@ -1,5 +1,6 @@
 //! The one signer of provider tokens (Apple, "Establishing a token-based connection to APNs"): APNs counts
-//! new tokens per team and refuses more than one in 20 minutes, so lanes never sign themselves.
+//! new tokens per team and refuses more than one in 20 minutes, so lanes never sign themselves, and what was
+//! signed is kept for the next start and for others of the team on this machine.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,12 +15,23 @@ use tokio::time::Instant;
 
 use crate::Upstreams;
 use crate::signing_key::SigningKey;
+use crate::token_file::{Kept, Shut, TokenFile};
 
 /// APNs answers `TooManyProviderTokenUpdates` to tokens that change faster.
 const AGE_MIN: Duration = Duration::from_secs(20 * 60);
 
 /// How often ages are looked at. Far below the distance between renewal and expiry.
 const CHECK: Duration = Duration::from_secs(10);
+
+/// A kept token is not begun with when APNs would call it expired this soon.
+const AGE_MAX: Duration = Duration::from_secs(59 * 60);
+
+/// How long another process may look at the file of a token before it is asked for again. It takes it a
+/// millisecond.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// So often it is asked for; then the other process hangs and is not waited for.
+const BUSY_MAX: u32 = 100;
 
 /// Where to reach the actor.
 #[derive(Clone)]
@@ -39,7 +51,12 @@ pub struct Handles {
 pub fn start(upstreams: &Upstreams) -> Handles {
     let issuers = upstreams
         .keys()
-        .map(|key| (key.id().clone(), Issuer::new(Arc::clone(key))))
+        .map(|key| {
+            let directory = &upstreams.config().token_dir;
+            let file =
+                (!directory.as_os_str().is_empty()).then(|| TokenFile::new(directory, key.id()));
+            (key.id().clone(), Issuer::new(Arc::clone(key), file))
+        })
         .collect();
     let clock = upstreams.clock().clone();
     let slot = upstreams.config().token_slot_seconds;
@@ -53,6 +70,7 @@ pub fn start(upstreams: &Upstreams) -> Handles {
             poll,
             stopped: false,
             signed: 0,
+            taken: 0,
             refused: 0,
         }
     });
@@ -71,15 +89,21 @@ struct ProviderTokens {
     poll: Duration,
     stopped: bool,
     signed: u64,
+    taken: u64,
     refused: u64,
 }
 
 /// One key: its last token and who uses it.
 struct Issuer {
     key: Arc<SigningKey>,
+    file: Option<TokenFile>,
     last: Option<Issued>,
     /// APNs called the last token expired.
     refused: bool,
+    /// The key file has another key than the one that signed the last token.
+    rekeyed: bool,
+    /// How often in a row another process looked at the file.
+    busy: u32,
     subscribers: Vec<Recipient<UseProviderToken>>,
 }
 
@@ -91,60 +115,156 @@ struct Issued {
     wall: UnixSeconds,
 }
 
+/// What came of asking for a new token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Issue {
+    /// It was signed.
+    Signed,
+    /// Another process had signed it, or this one before it was started anew.
+    Taken,
+    /// Another process is at it.
+    Busy,
+    /// It cannot be signed.
+    Failed,
+}
+
 impl Issuer {
-    const fn new(key: Arc<SigningKey>) -> Self {
+    const fn new(key: Arc<SigningKey>, file: Option<TokenFile>) -> Self {
         Self {
             key,
+            file,
             last: None,
             refused: false,
+            rekeyed: false,
+            busy: 0,
             subscribers: Vec::new(),
         }
     }
 
     /// Whether a new token is wanted and allowed.
     fn due(&self, now: UnixSeconds, slot: u64) -> bool {
+        // Before anybody asks, a token would age for nothing.
         let Some(last) = &self.last else {
-            return true;
+            return !self.subscribers.is_empty();
         };
-        let issued_at = last.token.issued_at;
-        let in_slot = (start_of_slot(now, slot)..=now).contains(&issued_at);
-        let since = Duration::from_secs(now.0.saturating_sub(last.wall.0)).max(last.at.elapsed());
-        (self.refused || !in_slot) && since >= AGE_MIN
+        let in_slot = is_in_slot(last.token.issued_at, now, slot);
+        let since = between(last.wall, now).max(last.at.elapsed());
+        self.rekeyed || ((self.refused || !in_slot) && since >= AGE_MIN)
     }
 
-    /// Signs and hands out. Returns whether a token was signed.
-    fn issue(&mut self, now: UnixSeconds, slot: u64) -> bool {
-        // A token that was refused would come out the same.
-        let issued_at = if self.refused {
-            now
-        } else {
-            start_of_slot(now, slot)
+    /// Whether a kept token is one to go on with.
+    fn takes(&self, kept: &Kept, now: UnixSeconds, slot: u64) -> bool {
+        let is_newer = self
+            .last
+            .as_ref()
+            .is_none_or(|last| kept.issued_at > last.token.issued_at);
+        let is_good = kept.issued_at <= now && between(kept.issued_at, now) < AGE_MAX;
+        let is_current =
+            is_in_slot(kept.issued_at, now, slot) || between(kept.signed_at, now) < AGE_MIN;
+        is_good && is_current && (is_newer || !self.refused)
+    }
+
+    /// Takes what others signed, or signs, and hands out.
+    fn issue(&mut self, now: UnixSeconds, slot: u64) -> Issue {
+        let signer = self.key.signer();
+        let locked = match self.file.as_ref().map(TokenFile::lock) {
+            Some(Err(Shut::Busy)) if self.busy < BUSY_MAX => {
+                self.busy += 1;
+                return Issue::Busy;
+            }
+            Some(Err(shut)) => {
+                unshared(&self.key, &shut);
+                None
+            }
+            Some(Ok(locked)) => Some(locked),
+            None => None,
         };
-        let Ok(bearer) = self.key.signer().sign(issued_at) else {
-            tracing::error!(key = ?self.key.id(), "the system gave no random bytes to sign with");
-            return false;
+        let found = locked
+            .as_ref()
+            .and_then(|locked| locked.read(&signer))
+            .filter(|kept| self.takes(kept, now, slot));
+        let (kept, issue) = match found {
+            Some(kept) => (kept, Issue::Taken),
+            None => {
+                // A token that was refused would come out the same.
+                let issued_at = if self.refused {
+                    now
+                } else {
+                    start_of_slot(now, slot)
+                };
+                let Ok(bearer) = signer.sign(issued_at) else {
+                    tracing::error!(
+                        key = ?self.key.id(),
+                        "the system gave no random bytes to sign with"
+                    );
+                    return Issue::Failed;
+                };
+                let kept = Kept {
+                    bearer,
+                    issued_at,
+                    signed_at: now,
+                };
+                if let Some(Err(error)) = locked.as_ref().map(|locked| locked.write(&kept)) {
+                    unshared(&self.key, &Shut::Failed(error));
+                }
+                (kept, Issue::Signed)
+            }
         };
+        drop(locked);
+        self.hand_out(kept, issue, now);
+        issue
+    }
+
+    fn hand_out(&mut self, kept: Kept, issue: Issue, now: UnixSeconds) {
         let token = UseProviderToken {
             key: self.key.id().clone(),
-            bearer,
-            issued_at,
+            bearer: kept.bearer,
+            issued_at: kept.issued_at,
         };
         tracing::info!(
             key = ?token.key,
-            issued_at = issued_at.0,
+            issued_at = kept.issued_at.0,
+            signed_here = issue == Issue::Signed,
             subscribers = self.subscribers.len(),
             "new provider token"
         );
         self.subscribers
             .retain(|subscriber| subscriber.try_send(token.clone()).is_ok());
+        let age = between(kept.signed_at, now);
+        let at = Instant::now();
         self.last = Some(Issued {
             token,
-            at: Instant::now(),
-            wall: now,
+            at: at.checked_sub(age).unwrap_or(at),
+            wall: kept.signed_at.min(now),
         });
         self.refused = false;
-        true
+        self.rekeyed = false;
+        self.busy = 0;
     }
+}
+
+/// A token serves this process alone: others may sign one more, and so will the next start.
+fn unshared(key: &SigningKey, shut: &Shut) {
+    const TROUBLE: &str = "APNs may refuse the next start's";
+    match shut {
+        Shut::Busy => tracing::warn!(
+            key = ?key.id(),
+            "another process holds the lock in token_dir for seconds: signing without it; {TROUBLE}"
+        ),
+        Shut::Failed(error) => tracing::warn!(
+            key = ?key.id(),
+            "a provider token cannot be kept in token_dir: {error}; {TROUBLE}"
+        ),
+    }
+}
+
+/// How long after `since` it is; nothing when it is before.
+const fn between(since: UnixSeconds, now: UnixSeconds) -> Duration {
+    Duration::from_secs(now.0.saturating_sub(since.0))
+}
+
+fn is_in_slot(issued_at: UnixSeconds, now: UnixSeconds, slot: u64) -> bool {
+    (start_of_slot(now, slot)..=now).contains(&issued_at)
 }
 
 /// What all processes of a team agree on without talking.
@@ -154,19 +274,16 @@ const fn start_of_slot(now: UnixSeconds, slot: u64) -> UnixSeconds {
 
 impl ProviderTokens {
     /// Signs with what replaced a key's file: connections of the old key end when all is answered.
-    fn look_at_files(&mut self) {
+    fn look_at_files(&mut self, ctx: &mut Context<Self>) {
         if self.stopped {
             return;
         }
-        let now = self.clock.now();
         for issuer in self.issuers.values_mut() {
             match issuer.key.reload() {
                 Ok(false) => {}
                 Ok(true) => {
                     tracing::info!(key = ?issuer.key.id(), "the key file has another key: using it");
-                    if issuer.last.is_some() {
-                        self.signed += u64::from(issuer.issue(now, self.slot));
-                    }
+                    issuer.rekeyed = issuer.last.is_some();
                 }
                 Err(problem) => tracing::error!(
                     key = ?issuer.key.id(),
@@ -174,18 +291,29 @@ impl ProviderTokens {
                 ),
             }
         }
+        self.renew(ctx);
     }
 
-    fn renew(&mut self) {
+    /// Sees to it that each key has the token it should have.
+    fn renew(&mut self, ctx: &mut Context<Self>) {
         if self.stopped {
             return;
         }
         let now = self.clock.now();
+        let mut busy = false;
         for issuer in self.issuers.values_mut() {
-            // Before anybody asks, a token would age for nothing.
-            if issuer.last.is_some() && issuer.due(now, self.slot) {
-                self.signed += u64::from(issuer.issue(now, self.slot));
+            if !issuer.due(now, self.slot) {
+                continue;
             }
+            match issuer.issue(now, self.slot) {
+                Issue::Signed => self.signed += 1,
+                Issue::Taken => self.taken += 1,
+                Issue::Busy => busy = true,
+                Issue::Failed => {}
+            }
+        }
+        if busy {
+            ctx.run_later(BUSY_PAUSE, Self::renew);
         }
     }
 }
@@ -194,8 +322,8 @@ impl Actor for ProviderTokens {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.run_interval(CHECK, |actor, _| actor.renew());
-        ctx.run_interval(self.poll, |actor, _| actor.look_at_files());
+        ctx.run_interval(CHECK, Self::renew);
+        ctx.run_interval(self.poll, Self::look_at_files);
     }
 }
 
@@ -204,7 +332,7 @@ impl Supervised for ProviderTokens {}
 impl Handler<SubscribeProviderToken> for ProviderTokens {
     type Result = ();
 
-    fn handle(&mut self, message: SubscribeProviderToken, _: &mut Self::Context) {
+    fn handle(&mut self, message: SubscribeProviderToken, ctx: &mut Self::Context) {
         let Some(issuer) = self.issuers.get_mut(&message.key) else {
             tracing::error!(key = ?message.key, "no such signing key");
             return;
@@ -217,7 +345,7 @@ impl Handler<SubscribeProviderToken> for ProviderTokens {
             }
             None => {
                 issuer.subscribers.push(message.subscriber);
-                self.signed += u64::from(issuer.issue(self.clock.now(), self.slot));
+                self.renew(ctx);
             }
         }
     }
@@ -226,7 +354,7 @@ impl Handler<SubscribeProviderToken> for ProviderTokens {
 impl Handler<ProviderTokenRefused> for ProviderTokens {
     type Result = ();
 
-    fn handle(&mut self, message: ProviderTokenRefused, _: &mut Self::Context) {
+    fn handle(&mut self, message: ProviderTokenRefused, ctx: &mut Self::Context) {
         self.refused += 1;
         if let Some(issuer) = self.issuers.get_mut(&message.key)
             && let Some(last) = &issuer.last
@@ -235,7 +363,7 @@ impl Handler<ProviderTokenRefused> for ProviderTokens {
         {
             issuer.refused = true;
         }
-        self.renew();
+        self.renew(ctx);
     }
 }
 
@@ -255,6 +383,7 @@ impl Handler<Probe> for ProviderTokens {
         Health {
             counters: vec![
                 ("provider_tokens_signed_total", self.signed),
+                ("provider_tokens_taken_total", self.taken),
                 ("provider_tokens_refused_total", self.refused),
             ],
         }

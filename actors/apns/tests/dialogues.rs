@@ -9,9 +9,11 @@
 
 mod world;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use apns::{AppConfig, Config};
+use apns::{AppConfig, Config, Names};
 use messages::{PushOutcome, Rejection};
 
 use world::frames::{PROTOCOL_ERROR, REFUSED_STREAM};
@@ -124,6 +126,39 @@ async fn connections_are_added_when_streams_are_used_up() {
     one.answer(held, 200).await;
     world.all_accepted(1).await;
     assert_eq!(world.counter("apns_connections_opened_total").await, 2);
+    world.end().await;
+}
+
+#[actix::test]
+async fn each_connection_looks_the_name_up_and_all_addresses_have_their_share() {
+    let peer = Peer::start().await;
+    let twin = peer.twin().await;
+    let look_ups = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&look_ups);
+    let names = Names::new(move |host, port| {
+        assert_eq!(host, "localhost");
+        counter.fetch_add(1, Ordering::Relaxed);
+        let addresses = [[127, 0, 0, 1], [127, 0, 0, 2]];
+        let addresses = addresses.map(|address| (address, port).into()).to_vec();
+        Box::pin(async { Ok(addresses) })
+    });
+    let mut world = World::with_names(&config(), &[("app", peer.app())], true, names);
+    let mut seen = [0, 0];
+    while seen.contains(&0) {
+        let connections = seen[0] + seen[1];
+        // With even chances this happens once in 2^40 runs.
+        assert!(connections < 40, "always the same address");
+        world.deliver(1);
+        let (mut apns, other) = peer.accept_at_either(&twin, 1).await;
+        seen[usize::from(other)] += 1;
+        let stream = apns.request().await;
+        apns.answer(stream, 200).await;
+        world.all_accepted(1).await;
+        assert_eq!(look_ups.load(Ordering::Relaxed), connections + 1);
+        // The next push needs another connection.
+        apns.go_away(stream, 0).await;
+        apns.closed().await;
+    }
     world.end().await;
 }
 

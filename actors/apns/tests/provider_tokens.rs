@@ -8,6 +8,8 @@
 )]
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use apns::{AppConfig, Config, Upstreams, provider_tokens};
@@ -52,22 +54,33 @@ impl Signer {
         };
         let clock = Clock::manual(UnixMillis(seconds * 1_000));
         let apps = BTreeMap::from([("app".to_owned(), app)]);
-        let upstreams = Upstreams::prepare(&Config::default(), &apps, clock.clone())
-            .unwrap_or_else(|errors| panic!("{errors:?}"));
+        let tokens = directory.path().join("tokens");
         Self {
+            handles: process(&apps, &clock, tokens),
             clock,
             seconds,
-            handles: provider_tokens::start(&upstreams),
             apps,
             directory,
         }
     }
 
-    /// Another process of the same team, under the same clock.
+    /// Another process of the same team, under the same clock, with a directory of its own.
+    fn stranger(&self) -> provider_tokens::Handles {
+        process(&self.apps, &self.clock, self.directory.path().join("other"))
+    }
+
+    /// Another process with the same directory, or the same one after a restart.
     fn colleague(&self) -> provider_tokens::Handles {
-        let upstreams = Upstreams::prepare(&Config::default(), &self.apps, self.clock.clone())
-            .unwrap_or_else(|errors| panic!("{errors:?}"));
-        provider_tokens::start(&upstreams)
+        process(&self.apps, &self.clock, self.tokens())
+    }
+
+    fn tokens(&self) -> PathBuf {
+        self.directory.path().join("tokens")
+    }
+
+    /// The token that a process uses.
+    async fn first_of(handles: &provider_tokens::Handles) -> UseProviderToken {
+        Self::subscribe_to(handles).take().await
     }
 
     fn subscribe(&self) -> Collector<UseProviderToken> {
@@ -114,6 +127,20 @@ impl Signer {
         assert_eq!(signed.0, "provider_tokens_signed_total");
         signed.1
     }
+}
+
+fn process(
+    apps: &BTreeMap<String, AppConfig>,
+    clock: &Clock,
+    token_dir: PathBuf,
+) -> provider_tokens::Handles {
+    let config = Config {
+        token_dir,
+        ..Config::default()
+    };
+    let upstreams = Upstreams::prepare(&config, apps, clock.clone())
+        .unwrap_or_else(|errors| panic!("{errors:?}"));
+    provider_tokens::start(&upstreams)
 }
 
 fn key() -> SigningKeyId {
@@ -173,14 +200,124 @@ async fn processes_of_a_team_agree_without_talking() {
     let mut signer = Signer::start_at(START + 7 * 60);
     let mut one = signer.subscribe();
     signer.pass(22).await;
-    let colleague = signer.colleague();
-    let mut other = Signer::subscribe_to(&colleague);
+    let stranger = signer.stranger();
+    let mut other = Signer::subscribe_to(&stranger);
     signer.pass(5 * 60).await;
     // The last look of each may be on either side of a border.
     let one: Vec<String> = one.drain().iter().map(claims).take(8).collect();
     let other: Vec<String> = other.drain().iter().map(claims).take(8).collect();
     assert_eq!(one.len(), 8);
     assert_eq!(one, other);
+}
+
+/// The bytes as APNs gets them.
+fn texts(tokens: &[UseProviderToken]) -> Vec<&str> {
+    tokens.iter().map(|token| token.bearer.as_str()).collect()
+}
+
+#[actix::test]
+async fn processes_with_one_directory_use_one_token_byte_by_byte() {
+    let mut signer = Signer::start_at(START + 7 * 60);
+    let mut one = signer.subscribe();
+    signer.pass(22).await;
+    let colleague = signer.colleague();
+    let mut other = Signer::subscribe_to(&colleague);
+    signer.pass(24 * 60).await;
+    let (one, other) = (one.drain(), other.drain());
+    assert_eq!(one.len(), 37);
+    assert_eq!(texts(&one), texts(&other));
+    // Between them they signed each once.
+    let mut signed = 0;
+    for handles in [&signer.handles, &colleague] {
+        let health = handles.probe.send(Probe).await.unwrap();
+        signed += health.counters[0].1;
+    }
+    assert_eq!(signed, 37);
+    for gap in ages(&one) {
+        assert!((20 * 60..=50 * 60).contains(&gap), "{gap}");
+    }
+}
+
+#[actix::test]
+async fn a_restart_keeps_the_token_as_long_as_it_would_have_been_kept() {
+    let mut signer = Signer::start_at(START + 35 * 60);
+    let first = Signer::first_of(&signer.handles).await;
+    for minutes in [1, 10, 8] {
+        signer.pass(minutes).await;
+        let again = Signer::first_of(&signer.colleague()).await;
+        assert_eq!(again.bearer, first.bearer);
+        assert_eq!(again.issued_at, first.issued_at);
+    }
+    // In the next slot, and 20 minutes old.
+    signer.pass(2).await;
+    let next = Signer::first_of(&signer.colleague()).await;
+    assert_eq!(next.issued_at.0, START + 40 * 60);
+    // A day later nothing is left of it.
+    signer.clock.set(UnixMillis((START + 86_400) * 1_000));
+    let later = Signer::first_of(&signer.colleague()).await;
+    assert_eq!(later.issued_at.0, START + 86_400);
+    // A clock set back: not a token of the future.
+    signer.clock.set(UnixMillis(START * 1_000));
+    let before = Signer::first_of(&signer.colleague()).await;
+    assert_eq!(before.issued_at.0, START);
+}
+
+#[actix::test]
+async fn what_one_process_made_of_a_refused_token_serves_the_others() {
+    let mut signer = Signer::start();
+    let mut one = signer.subscribe();
+    let first = one.take().await;
+    let colleague = signer.colleague();
+    let mut other = Signer::subscribe_to(&colleague);
+    assert_eq!(other.take().await.bearer, first.bearer);
+    signer.pass(21).await;
+    signer.refuse(START);
+    signer.settle().await;
+    let second = one.take().await;
+    assert_ne!(second.bearer, first.bearer);
+    let refused = ProviderTokenRefused {
+        key: key(),
+        issued_at: UnixSeconds(START),
+    };
+    colleague.refused.try_send(refused).unwrap();
+    assert_eq!(other.take().await.bearer, second.bearer);
+}
+
+#[actix::test]
+async fn a_process_that_hangs_with_the_lock_does_not_stop_the_others() {
+    let signer = Signer::start();
+    let mut one = signer.subscribe();
+    let first = one.take().await;
+    let lock = File::open(signer.tokens().join("DEF123GHIJ-ABC123DEFG.lock")).unwrap();
+    lock.lock().unwrap();
+    // For a moment it is waited for.
+    let waiting = signer.colleague();
+    let mut other = Signer::subscribe_to(&waiting);
+    waiting.probe.send(Probe).await.unwrap();
+    tokio::time::advance(Duration::from_millis(500)).await;
+    waiting.probe.send(Probe).await.unwrap();
+    assert!(other.drain().is_empty());
+    lock.unlock().unwrap();
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert_eq!(other.take().await.bearer, first.bearer);
+    // For ever it is not.
+    lock.lock().unwrap();
+    let alone = Signer::first_of(&signer.colleague()).await;
+    assert_eq!(claims(&alone), claims(&first));
+    assert_ne!(alone.bearer, first.bearer);
+}
+
+#[actix::test]
+async fn without_a_place_to_keep_tokens_they_are_made_all_the_same() {
+    let signer = Signer::start();
+    let first = Signer::first_of(&signer.handles).await;
+    fs::remove_dir_all(signer.tokens()).unwrap();
+    fs::write(signer.tokens(), "not a directory").unwrap();
+    let alone = Signer::first_of(&signer.colleague()).await;
+    assert_eq!(claims(&alone), claims(&first));
+    let none = process(&signer.apps, &signer.clock, PathBuf::new());
+    let alone = Signer::first_of(&none).await;
+    assert_eq!(claims(&alone), claims(&first));
 }
 
 #[actix::test]

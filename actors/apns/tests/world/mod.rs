@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use apns::{AppConfig, Config, Upstreams, pool, provider_tokens};
+use apns::{AppConfig, Config, Names, Upstreams, pool, provider_tokens};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Request, Response};
@@ -88,6 +88,25 @@ impl Peer {
             key_file: self.directory.path().join("key.p8"),
             ..AppConfig::default()
         }
+    }
+
+    /// The same endpoint at another address of this machine.
+    pub async fn twin(&self) -> TcpListener {
+        let port = self.listener.local_addr().unwrap().port();
+        TcpListener::bind(("127.0.0.2", port)).await.unwrap()
+    }
+
+    /// The next connection at either address, and whether it was at the other one.
+    pub async fn accept_at_either(&self, twin: &TcpListener, streams: u32) -> (Frames, bool) {
+        let either = async {
+            tokio::select! {
+                accepted = self.listener.accept() => (accepted.unwrap().0, false),
+                accepted = twin.accept() => (accepted.unwrap().0, true),
+            }
+        };
+        let (tcp, other) = timeout(PATIENCE, either).await.expect("nobody connected");
+        let tls = self.acceptor.accept(tcp).await.unwrap();
+        (Frames::start(tls, streams).await, other)
     }
 
     /// The next connection, after TLS.
@@ -184,12 +203,31 @@ impl World {
     }
 
     pub fn with_apps(config: &Config, apps: &[(&str, AppConfig)], signer: bool) -> Self {
+        Self::with_names(config, apps, signer, Names::system())
+    }
+
+    pub fn with_names(
+        config: &Config,
+        apps: &[(&str, AppConfig)],
+        signer: bool,
+        names: Names,
+    ) -> Self {
         let apps: BTreeMap<String, AppConfig> = apps
             .iter()
             .map(|(name, app)| ((*name).to_owned(), app.clone()))
             .collect();
         let clock = Clock::manual(NOW);
-        let upstreams = Upstreams::prepare(config, &apps, clock.clone())
+        let beside = apps
+            .values()
+            .next()
+            .unwrap()
+            .key_file
+            .with_file_name("tokens");
+        let config = Config {
+            token_dir: beside,
+            ..config.clone()
+        };
+        let upstreams = Upstreams::prepare_with(&config, &apps, clock.clone(), names)
             .unwrap_or_else(|errors| panic!("{errors:?}"));
         let touches = Collector::start();
         let rejected = Collector::start();

@@ -1,0 +1,210 @@
+//! The provider token in use, on disk: the next start goes on with it, and so do other processes that have
+//! the same directory. Signing again would not do: ring's ECDSA takes random nonces, so the same claims
+//! come out as other bytes, which APNs may count as one more token of the team.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use messages::{Bearer, SigningKeyId, UnixSeconds};
+
+use crate::jwt::Signer;
+
+/// Read and written by the service's user alone: a provider token may send to all of a team's apps for an
+/// hour.
+const PRIVATE: u32 = 0o600;
+
+/// The file of one signing key.
+pub(crate) struct TokenFile {
+    directory: PathBuf,
+    name: String,
+}
+
+/// A token and its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) bearer: Bearer,
+    pub(crate) issued_at: UnixSeconds,
+    /// When it was made, which may be late in its slot.
+    pub(crate) signed_at: UnixSeconds,
+}
+
+/// The file while no other process looks at it.
+pub(crate) struct Locked<'a> {
+    file: &'a TokenFile,
+    _lock: File,
+}
+
+/// Why the file cannot be looked at.
+#[derive(Debug)]
+pub(crate) enum Shut {
+    /// Another process does at the moment.
+    Busy,
+    /// The system does not let us.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Shut {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl TokenFile {
+    /// The file of a key in a directory, which need not be there yet.
+    pub(crate) fn new(directory: &Path, id: &SigningKeyId) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            // Both are ten letters or digits.
+            name: format!("{}-{}", id.team_id, id.key_id),
+        }
+    }
+
+    /// Keeps other processes away until the result is dropped. Never waits.
+    ///
+    /// # Errors
+    /// [`Shut`].
+    pub(crate) fn lock(&self) -> Result<Locked<'_>, Shut> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(PRIVATE)
+            .open(self.path("lock"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Locked {
+                file: self,
+                _lock: lock,
+            }),
+            Err(TryLockError::WouldBlock) => Err(Shut::Busy),
+            Err(TryLockError::Error(error)) => Err(Shut::Failed(error)),
+        }
+    }
+
+    fn path(&self, extension: &str) -> PathBuf {
+        self.directory.join(format!("{}.{extension}", self.name))
+    }
+}
+
+impl Locked<'_> {
+    /// The token that is kept, if this key signed it and nobody else may read it.
+    pub(crate) fn read(&self, signer: &Signer) -> Option<Kept> {
+        let path = self.file.path("token");
+        let mode = fs::metadata(&path).ok()?.permissions().mode();
+        if mode & 0o077 != 0 {
+            tracing::warn!(
+                file = %path.display(),
+                "others may read this provider token: it is not used, and replaced"
+            );
+            return None;
+        }
+        let text = fs::read_to_string(&path).ok()?;
+        let mut lines = text.lines();
+        let signed_at = UnixSeconds(lines.next()?.parse().ok()?);
+        let bearer = Bearer::new(lines.next()?);
+        let issued_at = signer.verify(&bearer)?;
+        Some(Kept {
+            bearer,
+            issued_at,
+            signed_at,
+        })
+    }
+
+    /// Keeps a token in place of the last. Who reads meanwhile, or after a crash, finds the old one or the
+    /// new one.
+    ///
+    /// # Errors
+    /// The disk is full, or the directory may not be written.
+    pub(crate) fn write(&self, kept: &Kept) -> io::Result<()> {
+        let new = self.file.path("new");
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(PRIVATE)
+            .open(&new)?;
+        writeln!(file, "{}\n{}", kept.signed_at.0, kept.bearer.as_str())?;
+        fs::rename(new, self.file.path("token"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> SigningKeyId {
+        SigningKeyId {
+            team_id: "DEF123GHIJ".into(),
+            key_id: "ABC123DEFG".into(),
+        }
+    }
+
+    fn signer() -> Signer {
+        let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        Signer::from_pem(id(), pem.as_bytes()).unwrap()
+    }
+
+    fn kept(signer: &Signer) -> Kept {
+        let issued_at = UnixSeconds(1_767_225_600);
+        Kept {
+            bearer: signer.sign(issued_at).unwrap(),
+            issued_at,
+            signed_at: UnixSeconds(1_767_225_700),
+        }
+    }
+
+    #[test]
+    fn a_token_is_kept_for_its_key_and_its_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path().join("deep/tokens");
+        let file = TokenFile::new(&directory, &id());
+        let signer = signer();
+        let locked = file.lock().unwrap();
+        assert_eq!(locked.read(&signer), None);
+        let first = kept(&signer);
+        locked.write(&first).unwrap();
+        assert_eq!(locked.read(&signer), Some(first));
+        let second = kept(&signer);
+        locked.write(&second).unwrap();
+        assert_eq!(locked.read(&signer), Some(second.clone()));
+        assert_eq!(locked.read(&self::signer()), None, "another key");
+
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&directory), 0o700);
+        let path = directory.join("DEF123GHIJ-ABC123DEFG.token");
+        assert_eq!(mode(&path), 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(locked.read(&signer), None, "the group may have read it");
+        locked.write(&second).unwrap();
+        assert_eq!(mode(&path), 0o600);
+
+        // Cut short, or written over.
+        for broken in ["", "1767225700\n", "then\nbearer a.b.c\n", "1\nbearer a.b"] {
+            fs::write(&path, broken).unwrap();
+            assert_eq!(locked.read(&signer), None, "{broken:?}");
+        }
+        let forged = second.bearer.as_str().replace("bearer e", "bearer f");
+        fs::write(&path, format!("1767225700\n{forged}\n")).unwrap();
+        assert_eq!(locked.read(&signer), None);
+    }
+
+    #[test]
+    fn one_looks_at_a_time_and_nobody_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let [one, other] = [(); 2].map(|()| TokenFile::new(directory.path(), &id()));
+        let locked = one.lock().unwrap();
+        assert!(matches!(other.lock(), Err(Shut::Busy)));
+        drop(locked);
+        assert!(other.lock().is_ok());
+        let nowhere = TokenFile::new(Path::new("/proc/tokens"), &id());
+        assert!(matches!(nowhere.lock(), Err(Shut::Failed(_))));
+    }
+}
