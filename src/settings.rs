@@ -155,7 +155,7 @@ impl Settings {
             .add_source(variables)
             .build()
             .and_then(|merged| Ok((merged.clone().try_deserialize()?, merged.try_deserialize()?)));
-        let (settings, table) = merged.map_err(|error| {
+        let (settings, table): (Self, toml::Table) = merged.map_err(|error| {
             vec![SettingsError::Key {
                 file: format!("environment ({ENVIRONMENT_PREFIX}__SECTION__KEY)"),
                 key: "value".to_owned(),
@@ -165,10 +165,20 @@ impl Settings {
         let mut findings = Vec::new();
         find_boundless("", &toml::Value::Table(table), &mut findings);
         if findings.is_empty() {
-            Ok(settings)
+            Ok(Self::with_disclosures(settings))
         } else {
             Err(findings)
         }
+    }
+
+    /// Tells each domain what its apps want to know of messages.
+    fn with_disclosures(mut self) -> Self {
+        for domain in &mut self.domains {
+            let apps = domain.apps.iter().filter_map(|app| self.apps.get(app));
+            let most = apps.map(|app| app.content.disclosure()).max();
+            domain.disclosure = most.unwrap_or_default();
+        }
+        self
     }
 
     /// What the parts say of each other that does not fit.

@@ -199,6 +199,7 @@ impl Rig {
                     message_count: None,
                     has_body: true,
                 },
+                content: None,
             })
             .collect();
         let batch = DeliverBatch {

@@ -120,6 +120,8 @@ fn the_architecture_names_every_message() {
     let plain_data = [
         "AppId",
         "BareJid",
+        "Content",
+        "Disclosure",
         "DeviceToken",
         "Domain",
         "ErrorReason",

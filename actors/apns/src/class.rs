@@ -199,6 +199,8 @@ pub(crate) struct Style {
     pub(crate) expiration_seconds: u64,
     pub(crate) collapse: Collapse,
     pub(crate) badge: Badge,
+    /// Whether there is a place to show something of a message.
+    pub(crate) has_content: bool,
     /// The payload, but for what differs between pushes.
     pub(crate) payload: Map<String, Value>,
 }
@@ -304,6 +306,7 @@ impl Style {
             expiration_seconds,
             collapse: config.collapse,
             badge: config.badge,
+            has_content: loud,
             payload,
         })
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use messages::Disclosure;
 use serde::Deserialize;
 
 use crate::Error;
@@ -224,10 +225,14 @@ pub struct AppConfig {
     /// The signing key as Apple gives it out, `AuthKey_<key id>.p8`. Required without a certificate. It is
     /// looked at again while the service runs.
     pub key_file: PathBuf,
-    /// PEM file of a client certificate of Apple, instead of a signing key. It lasts a year.
+    /// PEM or PKCS#12 file of a client certificate of Apple, instead of a signing key. It lasts a year.
     pub certificate_file: Option<PathBuf>,
+    /// File with one line, the password of a PKCS#12 file. Without it the password is empty.
+    pub certificate_password_file: Option<PathBuf>,
     /// PEM file of the certificate's private key. Without it the key is in `certificate_file`.
     pub certificate_key_file: Option<PathBuf>,
+    /// What a notification shows of a message and its sender, which Apple then can read.
+    pub content: Shown,
     /// What is sent for a message that the user is to see: the publish has a body.
     pub important: ClassConfig,
     /// What is sent for anything else.
@@ -252,7 +257,9 @@ impl Default for AppConfig {
             key_id: String::new(),
             key_file: PathBuf::new(),
             certificate_file: None,
+            certificate_password_file: None,
             certificate_key_file: None,
+            content: Shown::None,
             important: ClassConfig::default(),
             unimportant: ClassConfig::default(),
             voip: ClassConfig::default(),
@@ -269,6 +276,31 @@ impl AppConfig {
             Class::Unimportant => &self.unimportant,
             Class::Voip => &self.voip,
             Class::Clear => &self.clear,
+        }
+    }
+}
+
+/// What notifications show of messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shown {
+    /// Nothing: the app fetches the message itself.
+    #[default]
+    None,
+    /// The text.
+    Body,
+    /// The text, and its sender as the title.
+    BodyAndSender,
+}
+
+impl Shown {
+    /// The same for those who read publishes.
+    #[must_use]
+    pub const fn disclosure(self) -> Disclosure {
+        match self {
+            Self::None => Disclosure::Nothing,
+            Self::Body => Disclosure::Body,
+            Self::BodyAndSender => Disclosure::BodyAndSender,
         }
     }
 }

@@ -279,7 +279,9 @@ impl Driver {
             match sender.send_request(head, false) {
                 Ok((response, mut body)) => {
                     // Should this fail, the answer fails too and tells why.
-                    let payload = template.payload().text(push.message_count);
+                    let payload = template
+                        .payload()
+                        .text(push.message_count, push.content.as_deref());
                     let _ = body.send_data(payload, true);
                     let place = self.requests.insert(Request::Live {
                         push,

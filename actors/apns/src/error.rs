@@ -87,6 +87,17 @@ pub enum Error {
         /// Whole days left.
         days: u64,
     },
+    /// Notifications show what people write. Not a fault, but nothing to be surprised by.
+    #[error(
+        "[apps.{app}] content: Apple, and whoever sees the locked phone, can read {what}: set it to \"none\" \
+         unless all users know"
+    )]
+    ContentShown {
+        /// The app's name.
+        app: String,
+        /// What can be read.
+        what: &'static str,
+    },
     /// The proxy refused a tunnel.
     #[error("the proxy answers {status}: {}", proxy_advice(*status))]
     ProxyRefused {

@@ -61,7 +61,7 @@ mod verdict;
 mod waiting;
 
 pub use class::{Badge, ClassConfig, Collapse, InterruptionLevel, PushType};
-pub use config::{AppConfig, Config, Environment};
+pub use config::{AppConfig, Config, Environment, Shown};
 pub use connect::Names;
 pub use error::Error;
 pub use upstream::{Upstreams, inspect, warnings};

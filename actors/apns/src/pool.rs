@@ -187,6 +187,10 @@ impl Handler<DeliverBatch> for Pool {
                 app: Arc::clone(app),
                 class: Class::of(item.hint),
                 message_count: item.hint.message_count,
+                content: item
+                    .content
+                    .and_then(|content| content.limited_to(app.disclosure))
+                    .map(Box::new),
                 id: new_id(),
                 fresh_until: now + self.fresh,
                 tries: Tries::default(),

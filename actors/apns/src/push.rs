@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use messages::{DeviceToken, PushOutcome, RegistrationKey, Rejection};
+use messages::{Content, DeviceToken, PushOutcome, RegistrationKey, Rejection};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -27,6 +27,8 @@ pub(crate) struct Push {
     pub(crate) class: Class,
     /// How many messages wait, as the publish said.
     pub(crate) message_count: Option<u32>,
+    /// What is shown of the message, where the app's operator wants it.
+    pub(crate) content: Option<Box<Content>>,
     /// The `apns-id`: the same for each try, so that a repeat can be recognised.
     pub(crate) id: Uuid,
     /// When another try is not worth it any more.
@@ -67,6 +69,7 @@ impl Waits for Push {
         }
         let older = other;
         self.class = self.class.with_older(older.class);
+        self.content = self.content.take().or(older.content);
         self.tries.pauses = self.tries.pauses.max(older.tries.pauses);
         older.claim.superseded();
     }

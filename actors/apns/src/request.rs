@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Uri, Version};
-use messages::{Bearer, DeviceToken, RegistrationKey, UnixSeconds};
+use messages::{Bearer, DeviceToken, Disclosure, RegistrationKey, UnixSeconds};
 use ring::digest::{SHA256, digest};
 use uuid::Uuid;
 
@@ -34,7 +34,11 @@ impl Template {
     ///
     /// # Errors
     /// The topic is no header value.
-    pub(crate) fn new(topic: &str, style: &Style) -> Result<Self, InvalidHeaderValue> {
+    pub(crate) fn new(
+        topic: &str,
+        style: &Style,
+        disclosure: Disclosure,
+    ) -> Result<Self, InvalidHeaderValue> {
         let mut headers = HeaderMap::with_capacity(8);
         let topic = format!("{topic}{}", style.topic_suffix);
         headers.insert(TOPIC, HeaderValue::from_str(&topic)?);
@@ -45,7 +49,7 @@ impl Template {
         headers.insert(PRIORITY, HeaderValue::from(u16::from(style.priority)));
         Ok(Self {
             headers,
-            payload: Payload::new(style),
+            payload: Payload::new(style, disclosure),
             expiration_seconds: style.expiration_seconds,
             collapse: style.collapse,
         })
@@ -154,7 +158,7 @@ mod tests {
     #[track_caller]
     fn check(class: Class, config: &ClassConfig, authorized: bool, expected: &[(&str, &str)]) {
         let style = Style::new(class, config).unwrap_or_else(|problems| panic!("{problems:?}"));
-        let template = Template::new("com.example.app", &style).unwrap();
+        let template = Template::new("com.example.app", &style, Disclosure::Nothing).unwrap();
         let authorization = authorization(&Bearer::new("bearer a.b.c")).unwrap();
         let request = template
             .request(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
-use messages::{AppId, Clock, ErrorReason, SigningKeyId, UnixSeconds};
+use messages::{AppId, Clock, Disclosure, ErrorReason, SigningKeyId, UnixSeconds};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ use crate::alarm::Alarm;
 use crate::breaker::Breaker;
 use crate::certificate::Certificate;
 use crate::class::{Class, Style};
-use crate::config::{ALTERNATIVE, HTTPS};
+use crate::config::{ALTERNATIVE, HTTPS, Shown};
 use crate::connect::Names;
 use crate::guard::TokenGuard;
 use crate::jwt::Signer;
@@ -72,6 +72,8 @@ pub(crate) struct App {
     pub(crate) guard: TokenGuard,
     /// Stops the app while APNs refuses its configuration.
     pub(crate) breaker: Breaker,
+    /// What its notifications show of messages.
+    pub(crate) disclosure: Disclosure,
     environment: &'static str,
     templates: Templates,
     alarm: Alarm,
@@ -234,6 +236,15 @@ struct Builder {
 
 impl Builder {
     fn add(&mut self, config: &Config, name: &str, app: &AppConfig) {
+        let shown = match app.content {
+            Shown::None => None,
+            Shown::Body => Some("the text of messages"),
+            Shown::BodyAndSender => Some("the text of messages and who writes them"),
+        };
+        if let Some(what) = shown {
+            let app = name.to_owned();
+            self.warnings.push(Error::ContentShown { app, what });
+        }
         let proof = self.proof(name, app);
         let endpoint = self.endpoint(name, app);
         let proxy = self.proxy(name, app);
@@ -280,6 +291,7 @@ impl Builder {
                     now,
                 ),
                 breaker: Breaker::new(Duration::from_secs(config.breaker_seconds), now),
+                disclosure: app.content.disclosure(),
                 environment: app.environment.as_str(),
                 templates,
                 alarm: Alarm::new(Duration::from_secs(config.alarm_interval_seconds)),
@@ -521,7 +533,7 @@ impl Builder {
         }
         let mut templates = Vec::with_capacity(styles.len());
         for (table, style) in styles {
-            let Ok(template) = Template::new(topic, &style) else {
+            let Ok(template) = Template::new(topic, &style, app.content.disclosure()) else {
                 let key = if style.topic_suffix.is_ascii() {
                     "topic"
                 } else {

@@ -13,6 +13,7 @@
 //! is gone. Actors hold `Recipient<M>`, never the address of another actor's type.
 
 pub mod clock;
+mod content;
 mod feedback;
 mod ids;
 mod lifecycle;
@@ -22,6 +23,7 @@ pub mod redact;
 mod registration;
 
 pub use clock::{Clock, UnixMillis, UnixSeconds};
+pub use content::{Content, Disclosure};
 pub use feedback::{DeadPush, DeadPushBatch, RejectedToken, RejectedTokens};
 pub use ids::{
     AppId, BareJid, DeviceToken, Domain, ErrorReason, IdError, NodeId, RegistrationKey, Secret,

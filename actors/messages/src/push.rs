@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use actix::{Message, Recipient};
 
-use crate::{AppId, DeviceToken, Domain, NodeId, RegistrationKey, Secret};
+use crate::{AppId, Content, DeviceToken, Domain, NodeId, RegistrationKey, Secret};
 
 /// Names a slot in the table of unanswered iqs of one stream. The generation tells a late outcome from
 /// the slot's next tenant.
@@ -16,7 +16,7 @@ pub struct Ticket {
     pub generation: u32,
 }
 
-/// What a publish says of the notification. Never the body or the sender.
+/// What a publish says of the notification beside its [`Content`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NotificationHint {
     /// The summary's `message-count`, when it is a number.
@@ -54,6 +54,8 @@ pub struct Publish {
     pub service: Domain,
     /// What to make of it.
     pub hint: NotificationHint,
+    /// What may be shown of the message, where the operator of any app of the served domain chose so.
+    pub content: Option<Box<Content>>,
 }
 
 /// Resolved pushes for the APNs pools.
@@ -81,6 +83,8 @@ pub struct Deliver {
     pub device_token: DeviceToken,
     /// What to make of it.
     pub hint: NotificationHint,
+    /// See [`Publish::content`]; the app's own choice is still to be obeyed.
+    pub content: Option<Box<Content>>,
 }
 
 /// What became of pushes. Each ticket gets exactly one outcome.

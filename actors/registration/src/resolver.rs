@@ -74,7 +74,7 @@ struct Counters {
 }
 
 impl Resolver {
-    fn resolve(&mut self, publish: &Publish) -> Result<Result<Deliver, Rejection>, Error> {
+    fn resolve(&mut self, publish: &mut Publish) -> Result<Result<Deliver, Rejection>, Error> {
         let Self { shared, apps, .. } = self;
         // Without a secret the same work finds nothing: no registration has an empty one.
         let secret = publish.secret.as_ref().map_or("", |secret| secret.as_str());
@@ -97,6 +97,7 @@ impl Resolver {
                     app: app(apps, record.app),
                     device_token,
                     hint: publish.hint,
+                    content: publish.content.take(),
                 }))
             } else {
                 Err(Error::Record)
@@ -140,7 +141,7 @@ impl Handler<PublishBatch> for Resolver {
         let PublishBatch {
             origin,
             deadline,
-            items,
+            mut items,
         } = batch;
         if Instant::now() >= deadline {
             self.counters.overdue += items.len() as u64;
@@ -152,7 +153,7 @@ impl Handler<PublishBatch> for Resolver {
         let mut found = Vec::with_capacity(items.len());
         let mut refused = Vec::new();
         let mut fault = None;
-        for publish in &items {
+        for publish in &mut items {
             let resolved = self.resolve(publish).unwrap_or_else(|error| {
                 fault = Some(error);
                 Err(Rejection::Internal)
@@ -250,6 +251,7 @@ mod tests {
             domain: Domain::new("chat.example"),
             service: Domain::new("push.example"),
             hint: NotificationHint::default(),
+            content: None,
         };
         let batch = PublishBatch {
             origin: Origin::new(outcomes.recipient()),

@@ -169,12 +169,20 @@ pub struct Trigger {
     pub shape: PublishShape,
 }
 
+/// What a message of [`PublishShape::ProsodyWithContent`] says.
+pub const TEXT: &str = "Lunch at <noon> & \"more\"?";
+/// Who wrote it.
+pub const SENDER: &str = "bob@chat.localhost/desk";
+
 /// Whose publishes to imitate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PublishShape {
     /// Prosody with `mod_cloud_notify`: a summary form of type `form` with empty fields.
     #[default]
     Prosody,
+    /// The same with `push_notification_with_body` and `push_notification_with_sender`: [`TEXT`] by
+    /// [`SENDER`].
+    ProsodyWithContent,
     /// ejabberd with `mod_push`: a summary of type `submit` for a body, else no summary at all.
     Ejabberd,
 }

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use messages::Disclosure;
 use serde::Deserialize;
 
 use crate::Error;
@@ -265,6 +266,9 @@ pub struct DomainConfig {
     /// Whom to turn to, shown by service discovery.
     #[serde(default)]
     pub contacts: Contacts,
+    /// The most that any of the apps shows of a message. Told by their configuration.
+    #[serde(skip)]
+    pub disclosure: Disclosure,
 }
 
 /// `[[components]]`: a served domain that is a component of an XMPP server (XEP-0114).

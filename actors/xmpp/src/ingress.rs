@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use messages::{AppId, Clock, Domain, UnixSeconds};
+use messages::{AppId, Clock, Disclosure, Domain, UnixSeconds};
 use rustls::client::ClientConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ServerConfig;
@@ -40,6 +40,8 @@ struct Inner {
     served: HashMap<Domain, Served>,
     /// The domains without a certificate, which no server can open a stream to.
     components: HashMap<Domain, Service>,
+    /// The most that any of both shows of a message.
+    disclosure: Disclosure,
     /// The domains with a certificate, in the order of the configuration.
     certified: Vec<Certified>,
     /// TLS for streams that begin with it, whatever domain they are for.
@@ -147,6 +149,8 @@ impl Ingress {
             .into_iter()
             .map(|one| (one.domain.clone(), one.service(version)))
             .collect();
+        let disclosure = domains.iter().map(|one| one.disclosure).max();
+        let disclosure = disclosure.unwrap_or_default();
         match (first, key_maker, stream_ids) {
             (Some(first), Some(key_maker), Some(stream_ids)) if errors.is_empty() => {
                 Ok(Self(Arc::new(Inner {
@@ -154,6 +158,7 @@ impl Ingress {
                     first,
                     served,
                     components,
+                    disclosure,
                     certified,
                     direct,
                     trust: ArcSwap::from_pointee(trust),
@@ -191,6 +196,11 @@ impl Ingress {
     pub(crate) fn service(&self, domain: &Domain) -> Option<&Service> {
         let served = self.0.served.get(domain).map(Served::service);
         served.or_else(|| self.0.components.get(domain))
+    }
+
+    /// The most that any domain shows of a message.
+    pub(crate) fn disclosure(&self) -> Disclosure {
+        self.0.disclosure
     }
 
     /// TLS for streams that begin with it, if any domain has a certificate.
@@ -295,6 +305,7 @@ struct Loaded {
     domain: Domain,
     apps: Vec<AppId>,
     contacts: crate::Contacts,
+    disclosure: Disclosure,
     /// None of a domain that is only a component.
     certified: Option<Certified>,
 }
@@ -305,6 +316,7 @@ impl Loaded {
             domain: self.domain,
             apps: self.apps,
             contacts: self.contacts,
+            disclosure: self.disclosure,
             software: "Campanile",
             version,
         }
@@ -368,6 +380,7 @@ fn load_domains(domains: &[DomainConfig], errors: &mut Vec<Error>) -> Vec<Loaded
                 domain,
                 apps: config.apps.iter().map(|app| AppId::new(app)).collect(),
                 contacts: config.contacts.clone(),
+                disclosure: config.disclosure,
                 certified,
             }),
             Err(error) => errors.push(error),

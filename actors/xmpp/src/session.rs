@@ -778,7 +778,7 @@ impl Core {
         T: AsyncRead + AsyncWrite + Unpin,
     {
         let (text, namespaces) = framed.text(len)?;
-        match publish::read(text, namespaces)? {
+        match publish::read(text, namespaces, self.lane.ingress.disclosure())? {
             Read::Publish(iq) => self.take_publish(rule, iq, batch)?,
             Read::Malformed(head) => {
                 if rule.allow(&head.from, &head.to)?.is_some() {
@@ -815,6 +815,7 @@ impl Core {
             node,
             secret,
             hint,
+            content,
         } = iq;
         let Some((domain, service)) = rule.allow(&head.from, &head.to)? else {
             return Ok(());
@@ -837,6 +838,9 @@ impl Core {
                 domain,
                 service: service.domain.clone(),
                 hint,
+                content: content
+                    .and_then(|content| content.limited_to(service.disclosure))
+                    .map(Box::new),
             }),
             None => {
                 let outcome = PushOutcome::Rejected(Rejection::Overloaded);

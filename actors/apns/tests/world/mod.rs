@@ -285,6 +285,7 @@ impl World {
             app: AppId::new("app"),
             device_token: token(device),
             hint,
+            content: None,
         };
         self.deliver_items(vec![item], Duration::from_secs(20));
         slot
@@ -304,6 +305,7 @@ impl World {
                     message_count: None,
                     has_body: true,
                 },
+                content: None,
             })
             .collect();
         self.sent += count;

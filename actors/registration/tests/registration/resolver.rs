@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, Context, Handler, Recipient};
 use messages::{
-    DeliverBatch, Domain, NodeId, NotificationHint, Origin, OutcomeBatch, Publish, PublishBatch,
-    PushOutcome, Rejection, Secret, Ticket,
+    Content, DeliverBatch, Disclosure, Domain, NodeId, NotificationHint, Origin, OutcomeBatch,
+    Publish, PublishBatch, PushOutcome, Rejection, Secret, Ticket,
 };
 use registration::resolver::{self, Edges, Handles};
 use testkit::Collector;
@@ -66,6 +66,7 @@ fn publish(slot: u32, node: &str, secret: Option<&str>) -> Publish {
             message_count: Some(slot),
             has_body: true,
         },
+        content: Content::new(Disclosure::Body, &format!("text {slot}"), None).map(Box::new),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The stanzas that the simulated server writes, in the shapes that real servers and clients have.
 
-use super::PublishShape;
 use super::xml::escaped;
+use super::{PublishShape, SENDER, TEXT};
 
 /// FORM_TYPE of legacy Monal's registration; the command's node follows.
 pub(super) const FORM_TYPE: &str = "https://github.com/tmolitor-stud-tu/mod_push_appserver/#";
@@ -52,19 +52,23 @@ pub(super) fn publish(
     has_body: bool,
 ) -> String {
     let summary = match (shape, has_body) {
-        (PublishShape::Prosody, _) => {
-            let body = if has_body {
-                "<field type='text-single' var='last-message-body'>\
-                 <value>New Message!</value></field>"
-            } else {
-                "<field type='text-single' var='last-message-body'/>"
+        (PublishShape::Prosody | PublishShape::ProsodyWithContent, _) => {
+            let with_content = shape == PublishShape::ProsodyWithContent;
+            let field = |kind: &str, var: &str, value: Option<&str>| {
+                let value = value.map(|value| format!("<value>{}</value>", escaped(value)));
+                let value = value.unwrap_or_default();
+                format!("<field type='{kind}' var='{var}'>{value}</field>")
             };
+            let text = if with_content { TEXT } else { "New Message!" };
+            let body = field("text-single", "last-message-body", has_body.then_some(text));
+            let sender = with_content.then_some(SENDER);
+            let sender = field("jid-single", "last-message-sender", sender);
             format!(
                 "<notification xmlns='urn:xmpp:push:0'><x xmlns='{FORMS}' type='form'>\
                  <field type='hidden' var='FORM_TYPE'><value>urn:xmpp:push:summary</value></field>\
                  <field type='text-single' var='message-count'><value>1</value></field>\
                  <field type='text-single' var='pending-subscription-count'/>\
-                 <field type='jid-single' var='last-message-sender'/>{body}</x></notification>"
+                 {sender}{body}</x></notification>"
             )
         }
         (PublishShape::Ejabberd, true) => format!(
@@ -100,7 +104,12 @@ mod tests {
     fn all_of_it_is_xml() {
         let hostile = "a'b<c>&\"d";
         let mut payloads = vec![register(hostile, "ab"), unregister(hostile)];
-        for shape in [PublishShape::Prosody, PublishShape::Ejabberd] {
+        let shapes = [
+            PublishShape::Prosody,
+            PublishShape::ProsodyWithContent,
+            PublishShape::Ejabberd,
+        ];
+        for shape in shapes {
             for has_body in [true, false] {
                 for secret in [None, Some(hostile)] {
                     payloads.push(publish(shape, hostile, secret, has_body));

@@ -49,6 +49,7 @@ fn service(apps: Vec<AppId>) -> Service {
             abuse: vec!["mailto:abuse@push.test".to_owned()],
             ..Contacts::default()
         },
+        disclosure: messages::Disclosure::Nothing,
         software: "Campanile",
         version: "1.2.3",
     }

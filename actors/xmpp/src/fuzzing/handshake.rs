@@ -172,6 +172,7 @@ impl World {
                 key: Some(file(".key")),
                 apps: vec!["app".to_owned()],
                 contacts: Contacts::default(),
+                disclosure: messages::Disclosure::Nothing,
             }
         });
         let config = Config {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use messages::{PushOutcome, Rejection};
+use messages::{Content, Disclosure, PushOutcome, Rejection};
 
 use super::oracle::{self, Tree};
 use super::{HEADER, check_answer, namespaces};
@@ -14,8 +14,11 @@ use crate::xml::{self, Element, ns};
 
 const SUMMARY: &str = "urn:xmpp:push:summary";
 
-/// Node, secret, count, body; or why not.
-type Outcome = Result<(String, Option<String>, Option<u32>, bool), &'static str>;
+/// Most bytes of a text and of a sender that are kept.
+const KEPT_MAX: [usize; 2] = [2048, 512];
+
+/// Node, secret, count, body, content; or why not.
+type Outcome = Result<(String, Option<String>, Option<u32>, bool, Option<Content>), &'static str>;
 
 /// Takes `data` for a stanza: the one pass over it finds what the same rules find on a tree that
 /// quick-xml made, refuses what the general reader refuses, and can be answered.
@@ -25,7 +28,7 @@ pub fn publish(data: &[u8]) {
     };
     let namespaces = namespaces();
     let element = Element::read(text, &namespaces);
-    let read = publish::read(text, &namespaces);
+    let read = publish::read(text, &namespaces, Disclosure::BodyAndSender);
     let element = match (element, &read) {
         (Ok(element), Ok(_)) => element,
         // The rest of what is no publish is not looked at.
@@ -46,6 +49,7 @@ pub fn publish(data: &[u8]) {
                 publish.secret.map(|secret| secret.as_str().to_owned()),
                 publish.hint.message_count,
                 publish.hint.has_body,
+                publish.content,
             );
             check_ticket(&publish.head);
             (Ok(outcome), Some(publish.head))
@@ -119,11 +123,24 @@ fn slow(iq: &Tree) -> Outcome {
     });
     let count = summary.and_then(|summary| field(summary, "message-count"));
     let body = summary.and_then(|summary| field(summary, "last-message-body"));
+    let sender = summary.and_then(|summary| field(summary, "last-message-sender"));
+    let visible = |text: &&str| !text.trim().is_empty();
+    let kept = |text: &'_ str, max: usize| text[..text.floor_char_boundary(max)].to_owned();
+    let body = body.filter(visible);
+    let sender = sender.filter(visible).map(|sender| {
+        let sender = kept(sender, KEPT_MAX[1]);
+        sender.split('/').next().unwrap().trim().to_owned()
+    });
+    let content = body.and_then(|body| {
+        let body = kept(body, KEPT_MAX[0]);
+        Content::new(Disclosure::BodyAndSender, &body, sender.as_deref())
+    });
     Ok((
         node.to_owned(),
         secret.map(str::to_owned),
         count.and_then(|count| count.trim().parse().ok()),
-        body.is_some_and(|body| !body.trim().is_empty()),
+        body.is_some(),
+        content,
     ))
 }
 

@@ -5,7 +5,7 @@ mod dialect;
 mod disco;
 mod form;
 
-use messages::{AppId, Domain, PushOutcome, Register, Rejection, Unregister};
+use messages::{AppId, Disclosure, Domain, PushOutcome, Register, Rejection, Unregister};
 
 pub(crate) use dialect::v1::PendingCommand;
 
@@ -24,6 +24,8 @@ pub(crate) struct Service {
     pub(crate) apps: Vec<AppId>,
     /// Whom to turn to (XEP-0157).
     pub(crate) contacts: Contacts,
+    /// The most that any of the apps shows of a message.
+    pub(crate) disclosure: Disclosure,
     /// The program's name (XEP-0092).
     pub(crate) software: &'static str,
     /// The program's version (XEP-0092).

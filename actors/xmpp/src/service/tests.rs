@@ -10,6 +10,7 @@ fn service() -> Service {
         domain: Domain::new("push.test"),
         apps: vec![AppId::new("messenger"), AppId::new("other")],
         contacts: Contacts::default(),
+        disclosure: messages::Disclosure::Nothing,
         software: "Campanile",
         version: "1.2.3",
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use messages::{NodeId, NotificationHint, Secret};
+use messages::{Content, Disclosure, NodeId, NotificationHint, Secret};
 
 use super::events::Events;
 use super::stanza::IqHead;
@@ -22,7 +22,13 @@ pub(crate) enum Read<'a> {
     Other,
 }
 
-/// A publish, reduced to what the pipeline needs. Its body and sender are never copied.
+/// Most bytes of a text that are kept: more than a notification shows.
+const BODY_BYTES_MAX: usize = 2048;
+/// Most bytes of a sender that are kept.
+const SENDER_BYTES_MAX: usize = 512;
+
+/// A publish, reduced to what the pipeline needs. Its body and sender are never copied, unless an operator
+/// wants them shown.
 pub(crate) struct PublishIq<'a> {
     /// Whom to answer.
     pub(crate) head: IqHead<'a>,
@@ -32,9 +38,18 @@ pub(crate) struct PublishIq<'a> {
     pub(crate) secret: Option<Secret>,
     /// What the summary tells.
     pub(crate) hint: NotificationHint,
+    /// What may be shown of the message.
+    pub(crate) content: Option<Content>,
 }
 
-/// Reads a whole stanza.
+/// What a summary tells.
+#[derive(Default)]
+struct Summary {
+    hint: NotificationHint,
+    content: Option<Content>,
+}
+
+/// Reads a whole stanza, and of the message what may be shown.
 ///
 /// Of several publishes, items, notifications, forms or fields of one name the first counts; unknown
 /// elements and fields are passed over. A form may have any type. A summary form whose FORM_TYPE is
@@ -42,7 +57,11 @@ pub(crate) struct PublishIq<'a> {
 ///
 /// # Errors
 /// [`XmlError::NotWellFormed`], [`XmlError::RestrictedXml`] or [`XmlError::TooManyNamespaces`].
-pub(crate) fn read<'a>(stanza: &'a str, namespaces: &Namespaces) -> Result<Read<'a>, XmlError> {
+pub(crate) fn read<'a>(
+    stanza: &'a str,
+    namespaces: &Namespaces,
+    disclosure: Disclosure,
+) -> Result<Read<'a>, XmlError> {
     let mut events = Events::new(stanza, namespaces)?;
     events.root()?;
     if !events.is("iq", namespaces.content()) || events.attribute("type") != Some("set") {
@@ -60,7 +79,7 @@ pub(crate) fn read<'a>(stanza: &'a str, namespaces: &Namespaces) -> Result<Read<
     let mut options = None;
     while events.child()? {
         if publish.is_none() && events.is("publish", ns::PUBSUB) {
-            publish = Some(read_publish(&mut events)?);
+            publish = Some(read_publish(&mut events, disclosure)?);
         } else if options.is_none() && events.is("publish-options", ns::PUBSUB) {
             options = Some(read_options(&mut events)?);
         } else {
@@ -75,11 +94,12 @@ pub(crate) fn read<'a>(stanza: &'a str, namespaces: &Namespaces) -> Result<Read<
     let answerable = id.is_some();
     let head = IqHead { id, from, to };
     Ok(match publish {
-        Some((node, hint)) if alone && answerable => Read::Publish(PublishIq {
+        Some((node, summary)) if alone && answerable => Read::Publish(PublishIq {
             head,
             node,
             secret: options.flatten(),
-            hint,
+            hint: summary.hint,
+            content: summary.content,
         }),
         _ => Read::Malformed(head),
     })
@@ -88,22 +108,28 @@ pub(crate) fn read<'a>(stanza: &'a str, namespaces: &Namespaces) -> Result<Read<
 /// Reads `publish`; `None` when node, item or notification is missing.
 fn read_publish(
     events: &mut Events<'_, '_>,
-) -> Result<Option<(NodeId, NotificationHint)>, XmlError> {
+    disclosure: Disclosure,
+) -> Result<Option<(NodeId, Summary)>, XmlError> {
     let node = events.attribute("node").map(NodeId::new);
-    let hint = first_child(events, "item", ns::PUBSUB, |events| {
-        first_child(events, "notification", ns::PUSH, read_notification)
+    let summary = first_child(events, "item", ns::PUBSUB, |events| {
+        first_child(events, "notification", ns::PUSH, |events| {
+            read_notification(events, disclosure)
+        })
     })?;
-    Ok(match (node, hint.flatten()) {
-        (Some(Ok(node)), Some(hint)) => Some((node, hint)),
+    Ok(match (node, summary.flatten()) {
+        (Some(Ok(node)), Some(summary)) => Some((node, summary)),
         _ => None,
     })
 }
 
-fn read_notification(events: &mut Events<'_, '_>) -> Result<NotificationHint, XmlError> {
+fn read_notification(
+    events: &mut Events<'_, '_>,
+    disclosure: Disclosure,
+) -> Result<Summary, XmlError> {
     let mut summary = None;
     while events.child()? {
         if summary.is_none() && events.is("x", ns::FORMS) {
-            summary = read_summary(events)?;
+            summary = read_summary(events, disclosure)?;
         } else {
             events.skip()?;
         }
@@ -112,10 +138,17 @@ fn read_notification(events: &mut Events<'_, '_>) -> Result<NotificationHint, Xm
 }
 
 /// Reads a form in a notification; `None` when it says that it is another one.
-fn read_summary(events: &mut Events<'_, '_>) -> Result<Option<NotificationHint>, XmlError> {
+fn read_summary(
+    events: &mut Events<'_, '_>,
+    disclosure: Disclosure,
+) -> Result<Option<Summary>, XmlError> {
+    let keep = |kept: Disclosure, bytes: usize| if disclosure >= kept { bytes } else { 0 };
+    let body_max = keep(Disclosure::Body, BODY_BYTES_MAX);
+    let sender_max = keep(Disclosure::BodyAndSender, SENDER_BYTES_MAX);
     let mut form_type = None;
     let mut count = None;
     let mut body = None;
+    let mut sender = None;
     while events.child()? {
         if !events.is("field", ns::FORMS) {
             events.skip()?;
@@ -124,15 +157,40 @@ fn read_summary(events: &mut Events<'_, '_>) -> Result<Option<NotificationHint>,
         match events.attribute("var") {
             Some("FORM_TYPE") if form_type.is_none() => form_type = Some(read_value(events)?),
             Some("message-count") if count.is_none() => count = Some(read_value(events)?),
-            Some("last-message-body") if body.is_none() => body = Some(has_value(events)?),
+            Some("last-message-body") if body.is_none() => {
+                body = Some(read_text(events, body_max)?);
+            }
+            Some("last-message-sender") if sender_max > 0 && sender.is_none() => {
+                sender = Some(read_text(events, sender_max)?);
+            }
             _ => events.skip()?,
         }
     }
-    let foreign = form_type.is_some_and(|form_type| form_type != SUMMARY);
-    Ok((!foreign).then(|| NotificationHint {
-        message_count: count.and_then(|count| count.trim().parse().ok()),
-        has_body: body.unwrap_or_default(),
+    if form_type.is_some_and(|form_type| form_type != SUMMARY) {
+        return Ok(None);
+    }
+    let body = body.unwrap_or_default();
+    let sender = sender.filter(|sender| sender.visible);
+    let content = body
+        .visible
+        .then(|| {
+            // Which of their devices wrote it is of no use to people.
+            let sender = sender.as_ref().map(|sender| bare(&sender.start));
+            Content::new(disclosure, &body.start, sender)
+        })
+        .flatten();
+    Ok(Some(Summary {
+        hint: NotificationHint {
+            message_count: count.and_then(|count| count.trim().parse().ok()),
+            has_body: body.visible,
+        },
+        content,
     }))
+}
+
+/// A JID without its resource. Whoever is no JID is shown all the same.
+fn bare(jid: &str) -> &str {
+    jid.split('/').next().unwrap_or_default().trim()
 }
 
 /// Reads `publish-options`.
@@ -159,14 +217,29 @@ fn read_value<'a>(events: &mut Events<'a, '_>) -> Result<Cow<'a, str>, XmlError>
     Ok(first_child(events, "value", ns::FORMS, Events::text)?.unwrap_or_default())
 }
 
-/// Whether the first value of a field has more than white space, without copying it.
-fn has_value(events: &mut Events<'_, '_>) -> Result<bool, XmlError> {
-    let visible = first_child(events, "value", ns::FORMS, |events| {
-        let mut visible = false;
-        events.finish(|piece| visible |= !piece.trim().is_empty())?;
-        Ok(visible)
+/// The first value of a field as far as it is kept.
+#[derive(Default)]
+struct Text {
+    /// Whether it has more than white space.
+    visible: bool,
+    start: String,
+}
+
+/// Reads the first value of a field without copying more than `max` bytes of it.
+fn read_text(events: &mut Events<'_, '_>, max: usize) -> Result<Text, XmlError> {
+    let text = first_child(events, "value", ns::FORMS, |events| {
+        let mut text = Text::default();
+        let mut room = max;
+        events.finish(|piece| {
+            text.visible |= !piece.trim().is_empty();
+            let end = piece.floor_char_boundary(room);
+            text.start.push_str(piece.get(..end).unwrap_or_default());
+            // What comes after a gap does not belong to the start.
+            room = if end < piece.len() { 0 } else { room - end };
+        })?;
+        Ok(text)
     })?;
-    Ok(visible.unwrap_or_default())
+    Ok(text.unwrap_or_default())
 }
 
 /// Reads the first child of that name with `read`, which has to read it to its end, and passes over all
@@ -198,13 +271,14 @@ mod tests {
     type Outcome<S> = Result<(S, Option<S>, Option<u32>, bool), &'static str>;
 
     fn outcome(stanza: &str) -> Outcome<String> {
-        match read(stanza, &Namespaces::server()).unwrap() {
+        match read(stanza, &Namespaces::server(), Disclosure::Nothing).unwrap() {
             Read::Publish(publish) => {
                 let head = publish.head;
                 assert_eq!(
                     (head.id.as_deref(), &*head.from, &*head.to),
                     (Some("1"), "chat.test", "push.test")
                 );
+                assert_eq!(publish.content, None);
                 Ok((
                     publish.node.as_str().to_owned(),
                     publish.secret.map(|secret| secret.as_str().to_owned()),
@@ -366,6 +440,54 @@ mod tests {
         );
     }
 
+    #[track_caller]
+    fn check_content(fields: &str, disclosure: Disclosure, expected: Option<(&str, Option<&str>)>) {
+        let stanza = summary(fields);
+        let Read::Publish(publish) = read(&stanza, &Namespaces::server(), disclosure).unwrap()
+        else {
+            panic!("{stanza}")
+        };
+        let content = publish.content.as_ref();
+        let content = content.map(|content| (content.body(), content.sender()));
+        assert_eq!(content, expected, "{disclosure:?} {stanza}");
+    }
+
+    #[test]
+    fn of_a_message_what_may_be_shown() {
+        use Disclosure::{Body, BodyAndSender, Nothing};
+        let sender = field("last-message-sender", "bob@chat.test/desk");
+        let body = field("last-message-body", "a &amp; b");
+        let both = [sender.as_str(), &body].concat();
+        check_content(&both, Nothing, None);
+        check_content(&both, Body, Some(("a & b", None)));
+        check_content(&both, BodyAndSender, Some(("a & b", Some("bob@chat.test"))));
+        let reversed = [body.as_str(), &sender].concat();
+        check_content(
+            &reversed,
+            BodyAndSender,
+            Some(("a & b", Some("bob@chat.test"))),
+        );
+        // A sender alone makes nothing to show, and neither does a form of something else.
+        check_content(&sender, BodyAndSender, None);
+        let blank = [sender.as_str(), &field("last-message-body", " ")].concat();
+        check_content(&blank, BodyAndSender, None);
+        let nobody = [&field("last-message-sender", " "), body.as_str()].concat();
+        check_content(&nobody, BodyAndSender, Some(("a & b", None)));
+        let foreign = [both.as_str(), &field("FORM_TYPE", "urn:other")].concat();
+        check_content(&foreign, BodyAndSender, None);
+        // Long ones are cut between characters.
+        let long = "\u{e9}".repeat(1_500);
+        let cut = "\u{e9}".repeat(1_024);
+        check_content(&field("last-message-body", &long), Body, Some((&cut, None)));
+        let odd = format!("x&amp;{long}");
+        let cut = format!("x&{}", "\u{e9}".repeat(1_023));
+        check_content(&field("last-message-body", &odd), Body, Some((&cut, None)));
+        let long = field("last-message-sender", &"s".repeat(3_000));
+        let long = [long.as_str(), &body].concat();
+        let cut = "s".repeat(512);
+        check_content(&long, BodyAndSender, Some(("a & b", Some(&cut))));
+    }
+
     #[test]
     fn secrets() {
         check(
@@ -496,7 +618,7 @@ mod tests {
 
     #[test]
     fn the_whole_stanza_has_to_be_well_formed() {
-        let refused = |stanza: &str| read(stanza, &Namespaces::server()).err();
+        let refused = |stanza: &str| read(stanza, &Namespaces::server(), Disclosure::Nothing).err();
         let good = pubsub(&notification("<q/>"));
         assert_eq!(refused(&good), None);
         for (part, bad) in [
@@ -534,7 +656,13 @@ mod tests {
     }
 
     fn any_field() -> impl Strategy<Value = String> {
-        let names = vec!["message-count", "last-message-body", "secret", "other"];
+        let names = vec![
+            "message-count",
+            "last-message-body",
+            "last-message-sender",
+            "secret",
+            "other",
+        ];
         let plain = (
             prop::sample::select(names),
             prop::collection::vec(any_value(), 1..3),

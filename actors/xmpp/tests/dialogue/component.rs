@@ -88,6 +88,7 @@ fn domain() -> DomainConfig {
         key: None,
         apps: vec!["app".to_owned()],
         contacts: xmpp::Contacts::default(),
+        disclosure: messages::Disclosure::Nothing,
     }
 }
 

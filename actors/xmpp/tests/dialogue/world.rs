@@ -195,6 +195,7 @@ impl World {
             key: Some(key),
             apps: vec!["app".to_owned()],
             contacts: xmpp::Contacts::default(),
+            disclosure: messages::Disclosure::Nothing,
         }
     }
 
