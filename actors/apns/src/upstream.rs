@@ -248,12 +248,9 @@ impl Builder {
         let proof = self.proof(name, app);
         let endpoint = self.endpoint(name, app);
         let proxy = self.proxy(name, app);
-        let topics = proof
-            .as_ref()
-            .and_then(|proof| proof.certificate.as_ref())
-            .map(|certificate| certificate.topics.clone())
-            .unwrap_or_default();
-        let templates = self.templates(name, app, &topics);
+        let certificate = proof.as_ref().and_then(|proof| proof.certificate.as_ref());
+        let topics = certificate.map(|certificate| certificate.topics.clone());
+        let templates = self.templates(name, app, topics.as_deref());
         let (identity, key, certificate) = match proof {
             Some(proof) => (Some(proof.identity), proof.key, proof.certificate),
             None => (None, None, None),
@@ -316,11 +313,17 @@ impl Builder {
             );
             return None;
         }
-        let key_file = app.certificate_key_file.as_ref().unwrap_or(file);
-        let certificate = match Certificate::load(file, key_file) {
+        let key_file = app.certificate_key_file.as_deref();
+        let password_file = app.certificate_password_file.as_deref();
+        let certificate = match Certificate::load(file, key_file, password_file) {
             Ok(certificate) => certificate,
-            Err(problem) => {
-                self.unusable(name, "certificate_file", file, problem);
+            Err((key, problem)) => {
+                let path = match key {
+                    "certificate_key_file" => key_file,
+                    "certificate_password_file" => password_file,
+                    _ => None,
+                };
+                self.unusable(name, key, path.unwrap_or(file), problem);
                 return None;
             }
         };
@@ -505,7 +508,7 @@ impl Builder {
         &mut self,
         name: &str,
         app: &AppConfig,
-        certified: &[String],
+        certified: Option<&[String]>,
     ) -> Option<Templates> {
         let before = self.errors.len();
         let mut styles = Vec::with_capacity(Class::ALL.len());
@@ -523,12 +526,15 @@ impl Builder {
         // A certificate's first topic is the bundle id.
         let topic = Some(&app.topic)
             .filter(|topic| !topic.is_empty())
-            .or(certified.first());
+            .or(certified.and_then(<[String]>::first));
         let Some(topic) = topic else {
-            self.missing(name, "topic", "the bundle id of the app");
+            // What is wrong with a certificate has been told; it may have the topic.
+            if certified.is_some() || app.certificate_file.is_none() {
+                self.missing(name, "topic", "the bundle id of the app");
+            }
             return None;
         };
-        if !certified.is_empty() && !certified.contains(topic) {
+        if certified.is_some_and(|topics| !topics.is_empty() && !topics.contains(topic)) {
             self.invalid(name, "topic", "the certificate is for other topics");
         }
         let mut templates = Vec::with_capacity(styles.len());
@@ -773,6 +779,65 @@ mod tests {
         assert_ne!(upstream("a"), upstream("b"));
         assert_eq!(upstreams.all().len(), 2);
         assert_eq!(upstreams.keys().count(), 1);
+    }
+
+    /// What is said of an app with a certificate so many days after the new year of 2030: faults and
+    /// warnings.
+    #[track_caller]
+    fn check_certificate(app: &AppConfig, day: i64, faults: &[&str], warnings: &[&str]) {
+        const NEW_YEAR_2030: u64 = 1_893_456_000;
+        let now = UnixSeconds(NEW_YEAR_2030.saturating_add_signed(day * 86_400));
+        let clock = Clock::manual(now.millis());
+        let apps = BTreeMap::from([("app".to_owned(), app.clone())]);
+        let found = Upstreams::prepare(&Config::default(), &apps, clock.clone());
+        let found = found.err().unwrap_or_default();
+        let warned = super::warnings(&Config::default(), &apps, &clock);
+        for (found, expected) in [(found, faults), (warned, warnings)] {
+            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.contains(expected), "{found} | {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_certificate_tells_its_topics_and_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("app.pem");
+        // It ends with the second of January 2030.
+        let pem = crate::certificate::tests::pem(
+            &["com.example.app", "com.example.app.voip"],
+            (2030, 1, 2),
+        );
+        std::fs::write(&file, pem).unwrap();
+        let without_topic = AppConfig {
+            certificate_file: Some(file),
+            ca_file: Some(ca_file(directory.path())),
+            ..AppConfig::default()
+        };
+        check_certificate(&without_topic, -40, &[], &[]);
+        check_certificate(&without_topic, -10, &[], &["ends in 11 days"]);
+        check_certificate(&without_topic, 0, &[], &["ends in 1 days"]);
+        check_certificate(&without_topic, 2, &["has ended"], &[]);
+        let of = |topic: &str| AppConfig {
+            topic: topic.to_owned(),
+            ..without_topic.clone()
+        };
+        check_certificate(&of("com.example.app"), -40, &[], &[]);
+        let wrong = "topic is wrong: the certificate is for other topics";
+        check_certificate(&of("com.example.other"), -40, &[wrong], &[]);
+        let both = AppConfig {
+            key_file: key_file(directory.path(), "a.p8"),
+            ..without_topic.clone()
+        };
+        check_certificate(&both, -40, &["give one of both"], &[]);
+        let shown = AppConfig {
+            content: Shown::BodyAndSender,
+            ..without_topic
+        };
+        let told = "can read the text of messages and who writes them";
+        check_certificate(&shown, -40, &[], &[told]);
     }
 
     #[test]
