@@ -1,11 +1,12 @@
 //! When to stop, and in which order.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::Recipient;
 use messages::{Drain, Drained};
 use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::{RunError, exit};
 
@@ -13,7 +14,8 @@ use crate::{RunError, exit};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Seconds that the pushes in hand may take before they are given up.
+    /// Seconds that a stop may take. The pushes in hand have all but a fifth of them, at most two seconds
+    /// less: the rest is for their answers, and for the ends of streams and connections.
     pub grace_seconds: u64,
 }
 
@@ -33,26 +35,35 @@ pub struct Order {
 pub struct Stage {
     /// For the log.
     pub name: &'static str,
+    /// How many farewells before the end it has to give up what is left.
+    pub farewells_left: u32,
     /// Who is asked.
     pub actors: Vec<Recipient<Drain>>,
 }
 
-/// Time each stage has beyond the deadline to say what it gave up.
-const LAST_WORD: Duration = Duration::from_secs(2);
+/// How long the ends of streams and connections may take, or a tenth of the whole if that is less.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How much longer than it may an actor is waited for before it is taken for dead.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Order {
-    /// Drains stage after stage and returns how many pieces of work were given up. An actor that is
-    /// gone counts as drained.
+    /// Drains stage after stage and returns how many pieces of work were given up. It takes `grace` at
+    /// most, unless an actor is dead. An actor that is gone counts as drained.
     pub async fn drain(self, grace: Duration) -> u64 {
-        let deadline = Instant::now() + grace;
+        let farewell = FAREWELL.min(grace / 10);
+        let end = Instant::now() + grace;
         let mut abandoned = 0;
         for stage in self.stages {
+            let left = farewell.saturating_mul(stage.farewells_left);
+            let drain = Drain {
+                deadline: end.checked_sub(left).unwrap_or(end).into_std(),
+                farewell,
+            };
+            let limit = end.saturating_duration_since(Instant::now()) + PATIENCE;
             let mut asked = Vec::with_capacity(stage.actors.len());
             for actor in &stage.actors {
-                let limit = deadline.saturating_duration_since(Instant::now()) + LAST_WORD;
-                asked.push(actix_rt::spawn(
-                    actor.send(Drain { deadline }).timeout(limit),
-                ));
+                asked.push(actix_rt::spawn(actor.send(drain).timeout(limit)));
             }
             let mut given_up = 0;
             for answer in asked {
@@ -111,5 +122,70 @@ impl Signals {
             tracing::warn!("second signal: ending without waiting for the pushes in hand");
             std::process::exit(exit::ABANDONED);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::{Actor, Context, Handler, ResponseFuture};
+    use tokio::time::sleep_until;
+
+    use super::*;
+
+    /// Takes all the time there is, for its work and for its farewell.
+    struct Slow;
+
+    impl Actor for Slow {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Drain> for Slow {
+        type Result = ResponseFuture<Drained>;
+
+        fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
+            Box::pin(async move {
+                sleep_until(drain.deadline.into()).await;
+                let now = Instant::now().into_std();
+                let by = drain.closed_by(now, Duration::from_secs(60));
+                sleep_until(by.into()).await;
+                Drained { abandoned: 1 }
+            })
+        }
+    }
+
+    async fn check(grace_ms: u64, farewells_left: &[u32], expected_ms: u64) {
+        let stages = farewells_left
+            .iter()
+            .map(|&farewells_left| Stage {
+                name: "slow",
+                farewells_left,
+                actors: vec![Slow.start().recipient(), Slow.start().recipient()],
+            })
+            .collect();
+        let start = Instant::now();
+        let abandoned = Order { stages }
+            .drain(Duration::from_millis(grace_ms))
+            .await;
+        assert_eq!(abandoned, 2 * farewells_left.len() as u64);
+        let late = start
+            .elapsed()
+            .checked_sub(Duration::from_millis(expected_ms));
+        // The timer's grain is a millisecond for each wait.
+        assert!(
+            late.is_some_and(|late| late < Duration::from_millis(20)),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+
+    #[actix_rt::test]
+    async fn a_stop_takes_its_grace_and_no_more() {
+        tokio::time::pause();
+        check(10_000, &[2], 9_000).await;
+        check(10_000, &[2, 1], 10_000).await;
+        check(1_000, &[2], 900).await;
+        check(1_000, &[2, 1], 1_000).await;
+        check(60_000, &[2, 1], 60_000).await;
+        check(0, &[2, 1], 0).await;
     }
 }

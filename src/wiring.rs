@@ -173,30 +173,37 @@ pub async fn start(
         stages: vec![
             Stage {
                 name: "listener",
+                farewells_left: 2,
                 actors: vec![listener.drain, certificates.drain],
             },
             Stage {
                 name: "sessions",
+                farewells_left: 2,
                 actors: gate_drains,
             },
             Stage {
                 name: "replies",
+                farewells_left: 1,
                 actors: drains(egresses.iter().map(|egress| &egress.drain)),
             },
             Stage {
                 name: "outcomes",
+                farewells_left: 1,
                 actors: vec![outcomes.drain],
             },
             Stage {
                 name: "pools",
+                farewells_left: 1,
                 actors: drains(pools.iter().map(|pool| &pool.drain)),
             },
             Stage {
                 name: "feedback",
+                farewells_left: 0,
                 actors: vec![feedback.drain, retention.drain],
             },
             Stage {
                 name: "registry",
+                farewells_left: 0,
                 actors: vec![registry.drain],
             },
         ],

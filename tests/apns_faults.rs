@@ -232,7 +232,15 @@ impl Rig {
     /// Lets all end, what was deferred too; no ticket is told again.
     async fn finish(mut self) {
         let deadline = Instant::now() + PATIENCE;
-        let drained = self.pool.drain.send(Drain { deadline }).await.unwrap();
+        let drained = self
+            .pool
+            .drain
+            .send(Drain {
+                deadline,
+                farewell: Duration::from_secs(1),
+            })
+            .await
+            .unwrap();
         assert_eq!(drained.abandoned, 0);
         assert!(self.outcomes.drain().is_empty(), "a second outcome");
         self.arbiter.stop();

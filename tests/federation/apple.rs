@@ -66,7 +66,13 @@ impl Apple {
                 ready.send(handles.control).expect("the test waits");
                 let _dropped = stopped.await;
                 let deadline = std::time::Instant::now() + Duration::from_secs(2);
-                let _late = handles.drain.send(Drain { deadline }).await;
+                let _late = handles
+                    .drain
+                    .send(Drain {
+                        deadline,
+                        farewell: Duration::from_secs(1),
+                    })
+                    .await;
             });
         });
         let control: Control = started.recv().expect("the simulator starts");

@@ -238,7 +238,7 @@ impl Handler<Drain> for Pool {
                 route.close();
             }
             ledger.flush();
-            let farewell = Instant::now() + FAREWELL;
+            let farewell = drain.closed_by(Instant::now().into_std(), FAREWELL).into();
             while routes.iter().any(|route| route.connections().0 > 0)
                 && timeout_at(farewell, ledger.changed()).await.is_ok()
             {}

@@ -80,7 +80,15 @@ impl Fixture {
     fn drain(&self, within: Duration) -> impl Future<Output = Drained> + use<> {
         let drain: Recipient<Drain> = self.feedback.drain.clone();
         let deadline = Instant::now() + within;
-        async move { drain.send(Drain { deadline }).await.unwrap() }
+        async move {
+            drain
+                .send(Drain {
+                    deadline,
+                    farewell: Duration::from_secs(1),
+                })
+                .await
+                .unwrap()
+        }
     }
 }
 

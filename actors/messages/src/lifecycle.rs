@@ -1,15 +1,26 @@
 //! How actors are watched and stopped.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::Message;
 
-/// Finish what is in hand and take nothing new. Answered when done, or at the deadline.
+/// Finish what is in hand and take nothing new. Answered when done, or at the deadline and the time for
+/// farewells.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Drained")]
 pub struct Drain {
     /// When to give up.
     pub deadline: Instant,
+    /// How long courtesies may take beyond it: the ends of streams and connections.
+    pub farewell: Duration,
+}
+
+impl Drain {
+    /// When all must be closed that is closed from `now` on in at most `limit`.
+    #[must_use]
+    pub fn closed_by(&self, now: Instant, limit: Duration) -> Instant {
+        (now + limit).min(self.deadline.max(now) + self.farewell)
+    }
 }
 
 /// What a drain left undone.

@@ -443,7 +443,10 @@ mod tests {
         /// Begins to drain at once, to be awaited later.
         fn drain(&self, within: Duration) -> impl Future<Output = Drained> + use<> {
             let deadline = Instant::now() + within;
-            let request = self.handles.drain.send(Drain { deadline });
+            let request = self.handles.drain.send(Drain {
+                deadline,
+                farewell: Duration::from_secs(1),
+            });
             async { request.await.unwrap() }
         }
     }

@@ -74,7 +74,15 @@ impl Fixture {
     fn drain(&self, within: Duration) -> impl Future<Output = Drained> + use<> {
         let drain = self.retention.drain.clone();
         let deadline = Instant::now() + within;
-        async move { drain.send(Drain { deadline }).await.unwrap() }
+        async move {
+            drain
+                .send(Drain {
+                    deadline,
+                    farewell: Duration::from_secs(1),
+                })
+                .await
+                .unwrap()
+        }
     }
 }
 

@@ -876,7 +876,10 @@ async fn a_drain_answers_what_was_taken() {
     });
     take(&mut observed).await;
     let deadline = Instant::now() + PATIENCE;
-    let drained = world.handles.drain.send(Drain { deadline });
+    let drained = world.handles.drain.send(Drain {
+        deadline,
+        farewell: Duration::from_secs(1),
+    });
     let (drained, status) = tokio::join!(drained, last);
     assert_eq!(status.unwrap(), 200);
     drop(client.send);

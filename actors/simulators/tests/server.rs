@@ -436,7 +436,10 @@ async fn a_drain_waits_for_answers_and_closes_streams() {
     let deadline = Instant::now() + PATIENCE;
     let answered = async {
         let id = next(&mut requests).await.id.unwrap();
-        let drained = a.drain.send(Drain { deadline });
+        let drained = a.drain.send(Drain {
+            deadline,
+            farewell: Duration::from_secs(1),
+        });
         let answer = format!("<iq type='result' from='b.test' to='a.test' id='{id}'/>");
         let (drained, sent) = tokio::join!(drained, b.send.send(SendRaw(answer)));
         sent.unwrap().unwrap();

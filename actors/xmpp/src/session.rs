@@ -24,7 +24,7 @@ use messages::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
-use tokio::time::{self, sleep_until, timeout, timeout_at};
+use tokio::time::{self, sleep_until, timeout_at};
 
 use crate::back::Back;
 use crate::backlog::{Chunk, Queue};
@@ -450,7 +450,8 @@ impl Handler<Drain> for Session {
                 }
             };
             // The stream's end is a courtesy; the answers are out.
-            let _ = timeout(CLOSE_LIMIT, closed).await;
+            let by = drain.closed_by(Instant::now(), CLOSE_LIMIT);
+            let _ = timeout_at(by.into(), closed).await;
             let unsent = core.queue.as_ref().map(|queue| queue.borrow().replies());
             Drained {
                 abandoned: abandoned + unsent.unwrap_or_default(),

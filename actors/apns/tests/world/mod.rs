@@ -398,7 +398,13 @@ impl World {
         let drain = self.pool.drain.clone();
         async move {
             let deadline = Instant::now() + within;
-            drain.send(Drain { deadline }).await.unwrap()
+            drain
+                .send(Drain {
+                    deadline,
+                    farewell: Duration::from_secs(1),
+                })
+                .await
+                .unwrap()
         }
     }
 

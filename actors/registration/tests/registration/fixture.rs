@@ -176,5 +176,11 @@ pub(crate) async fn counter(probe: &Recipient<Probe>, name: &str) -> u64 {
 
 pub(crate) async fn drain(recipient: &Recipient<Drain>) -> Drained {
     let deadline = Instant::now() + Duration::from_secs(30);
-    recipient.send(Drain { deadline }).await.unwrap()
+    recipient
+        .send(Drain {
+            deadline,
+            farewell: Duration::from_secs(1),
+        })
+        .await
+        .unwrap()
 }

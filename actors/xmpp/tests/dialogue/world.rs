@@ -368,7 +368,13 @@ pub(crate) fn nodes(batch: &PublishBatch) -> Vec<String> {
 
 pub(crate) async fn drain(actor: &Recipient<Drain>, limit: Duration) -> Drained {
     let deadline = Instant::now() + limit;
-    actor.send(Drain { deadline }).await.unwrap()
+    actor
+        .send(Drain {
+            deadline,
+            farewell: Duration::from_secs(1),
+        })
+        .await
+        .unwrap()
 }
 
 /// Registers everybody, except for nodes with the name of an error.
