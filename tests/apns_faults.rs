@@ -19,11 +19,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use actix::{Actor, Handler};
 use actix_rt::Arbiter;
 use apns::{AppConfig, Config, Names, Upstreams, pool, provider_tokens};
 use messages::{
-    AppId, Clock, Deliver, DeliverBatch, DeviceToken, Drain, NotificationHint, Origin,
-    OutcomeBatch, Probe, PushOutcome, RegistrationKey, RejectedTokens, Rejection, Ticket,
+    AppId, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Drain, NotificationHint,
+    Origin, OutcomeBatch, Probe, PushOutcome, RegistrationKey, RejectedTokens, Rejection, Ticket,
     TouchBatch, UnixMillis,
 };
 use simulators::apple::{self, Faults, KnownCertificate, KnownKey, Reason, Verdict};
@@ -71,6 +72,24 @@ struct Rig {
     look_ups_fail: Arc<AtomicBool>,
     arbiter: Arbiter,
     _directory: TempDir,
+}
+
+/// Answers pushes to dead tokens as a store does in which nobody has registered again.
+struct Store;
+
+impl Actor for Store {
+    type Context = actix::Context<Self>;
+}
+
+impl Handler<DeadPushBatch> for Store {
+    type Result = ();
+
+    fn handle(&mut self, batch: DeadPushBatch, _: &mut Self::Context) {
+        let gone = PushOutcome::Rejected(Rejection::Unregistered);
+        let told = batch.items.iter().map(|push| (push.ticket, gone));
+        let lost = batch.origin.tell(told.collect());
+        assert_eq!(lost, 0);
+    }
 }
 
 /// What differs between rigs.
@@ -167,7 +186,7 @@ impl Rig {
         let edges = pool::Edges {
             touch: touches.recipient(),
             rejected: rejected.recipient(),
-            dead_pushes: Collector::start().recipient(),
+            dead_pushes: Store.start().recipient(),
             subscribe: signer.subscribe,
             refused: signer.refused,
         };

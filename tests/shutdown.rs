@@ -91,6 +91,42 @@ async fn a_push_that_never_ends_is_given_up_after_the_grace_and_told_so() {
     world.stop().await;
 }
 
+/// APNs takes the request and then neither answers nor closes: the farewells are not waited for beyond the
+/// grace. What it came to is printed; that it keeps to its grace is shown under a paused clock, in
+/// `src/shutdown.rs`.
+#[actix_rt::test]
+async fn an_apns_that_hangs_does_not_keep_a_stop_from_its_end() {
+    let world = world_with_latency(0).await;
+    let environment = [("CAMPANILE__SHUTDOWN__GRACE_SECONDS", "5")];
+    let mut service = Campanile::serve_with(world.config_file(), &environment);
+    world.service_is_at(service.address().await).await;
+    let trigger = registered(&world).await;
+    world.apple.control.set_default_verdict(Verdict::Stall);
+    let stopping = async {
+        while world.apple.control.counters().requests == 0 {
+            tokio::task::yield_now().await;
+        }
+        world.apple.control.set_faults(Faults {
+            frozen: true,
+            ..Faults::default()
+        });
+        let start = std::time::Instant::now();
+        let code = service.terminate().await;
+        println!(
+            "stopped after {:.2} s of 5 s",
+            start.elapsed().as_secs_f64()
+        );
+        code
+    };
+    let (answered, code) = tokio::join!(world.chat.trigger.send(trigger), stopping);
+    assert_eq!(
+        answered.unwrap().unwrap().answer,
+        support::error("wait", "internal-server-error")
+    );
+    assert_eq!(code, Some(exit::ABANDONED));
+    world.stop().await;
+}
+
 #[actix_rt::test]
 async fn a_second_signal_ends_at_once() {
     let world = world_with_latency(0).await;
