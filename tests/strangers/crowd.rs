@@ -164,11 +164,11 @@ impl Site {
         stubborn.shutdown().await;
     }
 
-    /// An address of that kind, which it has for at most 25 connections.
+    /// An address of that kind, which it has for at most a hundred connections.
     fn place(&self, kind: &str, n: usize) -> Place {
         let network = KINDS.iter().position(|known| *known == kind).unwrap();
-        let octets = [1 + network, n / 100, 1 + n % 4].map(|octet| u8::try_from(octet).unwrap());
-        let from = Ipv4Addr::new(127, octets[0], octets[1], octets[2]);
+        let octets = [1 + network, n / 100].map(|octet| u8::try_from(octet).unwrap());
+        let from = Ipv4Addr::new(127, octets[0], octets[1], 1);
         Place {
             service: self.service,
             from,
