@@ -16,11 +16,13 @@ pub mod clock;
 mod content;
 mod feedback;
 mod ids;
+mod journal;
 mod lifecycle;
 mod provider_token;
 mod push;
 pub mod redact;
 mod registration;
+mod retention;
 
 pub use clock::{Clock, UnixMillis, UnixSeconds};
 pub use content::{Content, Disclosure};
@@ -29,6 +31,12 @@ pub use ids::{
     AppId, BareJid, DeviceToken, Domain, ErrorReason, IdError, NodeId, RegistrationKey, Secret,
     SigningKeyId,
 };
+pub use journal::{
+    AccessedEvent, CaseId, EndCause, EndedEvent, EraseJournal, ErasedEvent, ErasedRecords,
+    JournalBatch, JournalCursor, JournalEntry, JournalError, JournalEvent, JournalLine,
+    JournalPage, OverriddenEvent, Proof, PushTarget, PushedEvent, ReadJournal, RegisteredEvent,
+    Subject, SyncJournal,
+};
 pub use lifecycle::{Drain, Drained, Health, Probe, Reload};
 pub use provider_token::{Bearer, ProviderTokenRefused, SubscribeProviderToken, UseProviderToken};
 pub use push::{
@@ -36,6 +44,9 @@ pub use push::{
     PushOutcome, Rejection, Ticket,
 };
 pub use registration::{
-    Register, Registered, RegistryError, RemoveTokens, Removed, SweepCursor, SweepExpired,
+    Dialect, Register, Registered, RegistryError, RemoveTokens, Removed, SweepCursor, SweepExpired,
     SweptPage, Touch, TouchBatch, Unregister,
+};
+pub use retention::{
+    ReadSweepReport, SweepError, SweepOutdated, SweepReport, SweepRun, SweptOutdated,
 };

@@ -25,6 +25,29 @@ pub struct Register {
     pub node: NodeId,
     /// The device to wake.
     pub device_token: DeviceToken,
+    /// How it is asked for.
+    pub dialect: Dialect,
+}
+
+/// How clients ask to be registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Dialect {
+    /// The ad-hoc command `v1-register-push`.
+    V1,
+}
+
+impl Dialect {
+    /// All there are.
+    pub const ALL: [Self; 1] = [Self::V1];
+
+    /// Its name in records.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+        }
+    }
 }
 
 /// A durable registration.

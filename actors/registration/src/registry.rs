@@ -359,8 +359,8 @@ mod tests {
 
     use actix::MailboxError;
     use messages::{
-        AppId, BareJid, Clock, DeviceToken, Domain, NodeId, Registered, RegistrationKey, Touch,
-        UnixMillis, UnixSeconds,
+        AppId, BareJid, Clock, DeviceToken, Dialect, Domain, NodeId, Registered, RegistrationKey,
+        Touch, UnixMillis, UnixSeconds,
     };
 
     use super::*;
@@ -411,6 +411,7 @@ mod tests {
                 app: AppId::new("app"),
                 node: NodeId::new("node").unwrap(),
                 device_token: DeviceToken::parse(&"a".repeat(64)).unwrap(),
+                dialect: Dialect::V1,
             });
             async { request.await.unwrap() }
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use actix::Recipient;
 use messages::{
-    AppId, BareJid, Clock, DeviceToken, Domain, Drain, Drained, NodeId, Probe, Register,
+    AppId, BareJid, Clock, DeviceToken, Dialect, Domain, Drain, Drained, NodeId, Probe, Register,
     Registered, RegistrationKey, RegistryError, Removed, Touch, TouchBatch, UnixMillis,
     UnixSeconds, Unregister,
 };
@@ -120,6 +120,7 @@ pub(crate) fn request(name: &str, node: &str, device_token: DeviceToken) -> Regi
         app: AppId::new("app"),
         node: NodeId::new(node).unwrap(),
         device_token,
+        dialect: Dialect::V1,
     }
 }
 

@@ -5,7 +5,9 @@
 //! node, so knowing somebody's UUID is worth nothing. Clients wait for the status `complete`, which is
 //! not XEP-0050's `completed`.
 
-use messages::{DeviceToken, NodeId, Register, Registered, RegistryError, Removed, Unregister};
+use messages::{
+    DeviceToken, Dialect, NodeId, Register, Registered, RegistryError, Removed, Unregister,
+};
 
 use super::super::form::{self, Form};
 use super::super::{Answer, ITEM_NOT_FOUND, Service, commands, refuse, rendered};
@@ -111,6 +113,7 @@ pub(in crate::service) fn register(
         app: app.clone(),
         node,
         device_token,
+        dialect: Dialect::V1,
     };
     Answer::Register(register, pending)
 }
