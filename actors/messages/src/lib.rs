@@ -18,6 +18,7 @@ mod feedback;
 mod ids;
 mod journal;
 mod lifecycle;
+mod privacy;
 mod provider_token;
 mod push;
 pub mod redact;
@@ -38,6 +39,11 @@ pub use journal::{
     Subject, SyncJournal,
 };
 pub use lifecycle::{Drain, Drained, Health, Probe, Reload};
+pub use privacy::{
+    Claim, CommandAction, CommandError, CommandField, CommandStage, CommandStatus, ConfirmCase,
+    DescribeRegistrations, EraseRegistrations, FindRegistration, PrivacyCommand,
+    RegistrationDetails, RunPrivacyCommand,
+};
 pub use provider_token::{Bearer, ProviderTokenRefused, SubscribeProviderToken, UseProviderToken};
 pub use push::{
     Deliver, DeliverBatch, NotificationHint, Origin, OutcomeBatch, Publish, PublishBatch,

@@ -4,6 +4,7 @@
 //! touches storage. [`registry`] runs once, on the control arbiter; [`resolver`] once per lane.
 
 mod config;
+mod erasure;
 mod error;
 mod keys;
 mod registrations;
@@ -15,4 +16,4 @@ mod writer;
 
 pub use config::Config;
 pub use error::{Error, Fault};
-pub use registrations::{Description, Registrations, inspect};
+pub use registrations::{Registrations, inspect};

@@ -5,9 +5,8 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use messages::{
-    AppId, BareJid, Clock, DeviceToken, Domain, ErrorReason, NodeId, RegistrationKey, UnixSeconds,
-};
+use arc_swap::ArcSwap;
+use messages::{BareJid, Claim, Clock, RegistrationDetails};
 
 use crate::keys::{Keys, MasterKey, parent};
 use crate::store::RegistrationStore;
@@ -23,9 +22,8 @@ pub struct Registrations(pub(crate) Arc<Shared>);
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
-    /// For reads on the hot path, from any thread.
-    pub(crate) store: Arc<dyn RegistrationStore>,
-    pub(crate) keys: Arc<Keys>,
+    /// For reads on the hot path, from any thread. The writer exchanges it.
+    pub(crate) living: Arc<ArcSwap<Living>>,
     /// For everything else; held during a group commit.
     pub(crate) writer: Mutex<Writer>,
     /// Held for moments only, so that an arbiter may take it.
@@ -33,29 +31,10 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
 }
 
-/// All that is kept of one registration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Description {
-    /// Its key in the store.
-    pub registration: RegistrationKey,
-    /// The served domain it was made at.
-    pub service: Domain,
-    /// The node.
-    pub node: NodeId,
-    /// The app that is notified.
-    pub app: AppId,
-    /// The device that is woken.
-    pub device_token: DeviceToken,
-    /// The server that may publish.
-    pub domain: Domain,
-    /// When it was made.
-    pub registered_at: UnixSeconds,
-    /// When the client last registered it.
-    pub renewed_at: UnixSeconds,
-    /// When APNs last accepted a push.
-    pub last_success: Option<UnixSeconds>,
-    /// When APNs last refused one, and why.
-    pub last_error: Option<(UnixSeconds, ErrorReason)>,
+/// The store in use with its keys. Whoever reads takes both at once, for as long as one batch.
+pub(crate) struct Living {
+    pub(crate) store: Arc<dyn RegistrationStore>,
+    pub(crate) keys: Arc<Keys>,
 }
 
 impl Registrations {
@@ -91,13 +70,15 @@ impl Registrations {
         store: Arc<dyn RegistrationStore>,
         keys: Keys,
     ) -> Self {
-        let keys = Arc::new(keys);
         let touches_max = usize::try_from(config.touches_max).unwrap_or(usize::MAX);
         let touches = Arc::new(Mutex::new(Touches::new(touches_max)));
         let counters = Arc::new(Counters::default());
+        let living = Arc::new(ArcSwap::from_pointee(Living {
+            store,
+            keys: Arc::new(keys),
+        }));
         let writer = Writer::new(
-            Arc::clone(&store),
-            Arc::clone(&keys),
+            Arc::clone(&living),
             Arc::clone(&touches),
             Arc::clone(&counters),
             clock,
@@ -105,8 +86,7 @@ impl Registrations {
         );
         Self(Arc::new(Shared {
             config: config.clone(),
-            store,
-            keys,
+            living,
             writer: Mutex::new(writer),
             touches,
             counters,
@@ -118,28 +98,8 @@ impl Registrations {
     ///
     /// # Errors
     /// [`Error::Store`] and [`Error::Record`].
-    pub fn describe(&self, account: &BareJid) -> Result<Vec<Description>, Error> {
-        let mut descriptions = Vec::new();
-        let times = lock(&self.0.writer).describe(account, |registration, record| {
-            descriptions.push(Description {
-                registration,
-                service: Domain::new(record.service),
-                node: NodeId::new(record.node).map_err(|_| Error::Record)?,
-                app: AppId::new(record.app),
-                device_token: DeviceToken::parse(record.device_token).map_err(|_| Error::Record)?,
-                domain: Domain::new(record.domain),
-                registered_at: record.registered_at,
-                renewed_at: record.renewed_at,
-                last_success: None,
-                last_error: None,
-            });
-            Ok(())
-        })?;
-        for (description, times) in descriptions.iter_mut().zip(times) {
-            description.last_success = times.last_success;
-            description.last_error = times.last_error;
-        }
-        Ok(descriptions)
+    pub fn describe(&self, account: &BareJid) -> Result<Vec<RegistrationDetails>, Error> {
+        lock(&self.0.writer).describe(&Claim::Account(account.clone()))
     }
 }
 
@@ -204,7 +164,7 @@ fn begin(config: &Config, store: &SledStore) -> Result<Keys, Error> {
     let key = MasterKey::generate()?;
     key.prepare(&config.key_file)?;
     let keys = Keys::derive(&key);
-    store.initialise(&config.path, keys.check())?;
+    store.initialise(keys.check())?;
     Ok(keys)
 }
 
@@ -279,7 +239,7 @@ mod tests {
             &|| fs::write(config.key_file.with_extension("unfinished"), [7; 16]).unwrap(),
             &|| key.prepare(&config.key_file).unwrap(),
             &|| {
-                open().initialise(&config.path, &check).unwrap();
+                open().initialise(&check).unwrap();
                 fs::remove_file(&mark).unwrap();
             },
             &|| fs::write(&mark, "").unwrap(),

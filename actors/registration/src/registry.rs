@@ -15,14 +15,15 @@ use actix::{
     Supervised, Supervisor,
 };
 use messages::{
-    DeadPush, DeadPushBatch, Drain, Drained, Health, Probe, PushOutcome, Register, RegistryError,
-    Rejection, RemoveTokens, SweepExpired, TouchBatch, Unregister,
+    Claim, DeadPush, DeadPushBatch, DescribeRegistrations, DeviceToken, Drain, Drained,
+    EraseRegistrations, FindRegistration, Health, Probe, PushOutcome, Register, RegistrationKey,
+    RegistryError, Rejection, RemoveTokens, SweepExpired, TouchBatch, Unregister,
 };
 use tokio::sync::oneshot;
 
 use crate::Error;
 use crate::registrations::{Registrations, Shared};
-use crate::writer::{Broken, Job, lock, outlives};
+use crate::writer::{Broken, Job, Reply, Sifted, lock, outlives};
 
 /// Most requests that share one sync; it bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
@@ -42,6 +43,12 @@ pub struct Handles {
     pub touch: Recipient<TouchBatch>,
     /// Answers pushes to dead tokens.
     pub dead_pushes: Recipient<DeadPushBatch>,
+    /// Finds a registration by its secret.
+    pub find: Recipient<FindRegistration>,
+    /// Describes registrations to those they are about.
+    pub describe: Recipient<DescribeRegistrations>,
+    /// Erases registrations.
+    pub erase: Recipient<EraseRegistrations>,
     /// Writes all that waits and stops taking requests.
     pub drain: Recipient<Drain>,
     /// Counters.
@@ -75,7 +82,10 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
         .map_err(Error::Thread)?;
     let registry = Registry {
         shared,
-        queue: Some(queue),
+        queue: Some(Queue {
+            jobs: queue,
+            waiting: Arc::clone(&waiting),
+        }),
         waiting,
         ending: Some((finished, thread)),
         write_behind: None,
@@ -94,6 +104,9 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
         sweep: address.clone().recipient(),
         touch: address.clone().recipient(),
         dead_pushes: address.clone().recipient(),
+        find: address.clone().recipient(),
+        describe: address.clone().recipient(),
+        erase: address.clone().recipient(),
         drain: address.clone().recipient(),
         probe: address.recipient(),
     })
@@ -102,13 +115,20 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
 /// Commits until the queue is closed and empty, then writes what is left. Ends at once when the store is
 /// broken; what queues then is answered as failed by being dropped.
 fn commit_all(shared: &Shared, jobs: &Receiver<Job>, waiting: &AtomicU64) -> Result<(), Broken> {
-    while let Ok(first) = jobs.recv() {
-        let mut group = vec![first];
-        group.extend(jobs.try_iter().take(GROUP_MAX - 1));
-        let taken = group.len() as u64;
-        let intact = lock(&shared.writer).commit(group);
-        waiting.fetch_sub(taken, Ordering::Relaxed);
-        intact?;
+    loop {
+        let patience = lock(&shared.writer).patience();
+        let Ok(first) = patience.wait(jobs) else {
+            break;
+        };
+        if let Some(first) = first {
+            let mut group = vec![first];
+            group.extend(jobs.try_iter().take(GROUP_MAX - 1));
+            let taken = group.len() as u64;
+            let intact = lock(&shared.writer).commit(group);
+            waiting.fetch_sub(taken, Ordering::Relaxed);
+            intact?;
+        }
+        lock(&shared.writer).step()?;
     }
     lock(&shared.writer).finish()
 }
@@ -116,7 +136,7 @@ fn commit_all(shared: &Shared, jobs: &Receiver<Job>, waiting: &AtomicU64) -> Res
 struct Registry {
     shared: Arc<Shared>,
     /// Gone when draining, which ends the thread once the queue is empty.
-    queue: Option<SyncSender<Job>>,
+    queue: Option<Queue>,
     /// Jobs in the queue or in the group at work.
     waiting: Arc<AtomicU64>,
     /// Joined at the end of the thread, which tells when all is on disk.
@@ -128,18 +148,18 @@ struct Registry {
     outcomes_lost: u64,
 }
 
-impl Registry {
-    fn writer_is_dead(&self) -> bool {
-        self.ending
-            .as_ref()
-            .is_some_and(|(_, thread)| thread.is_finished())
-    }
+/// The way to the writer.
+#[derive(Clone)]
+struct Queue {
+    jobs: SyncSender<Job>,
+    waiting: Arc<AtomicU64>,
+}
 
+impl Queue {
     fn submit(&self, job: Job) -> Result<(), RegistryError> {
-        let queue = self.queue.as_ref().ok_or(RegistryError::Stopping)?;
         // Before the job can be done and counted off.
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        queue.try_send(job).map_err(|refused| {
+        self.jobs.try_send(job).map_err(|refused| {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             match refused {
                 TrySendError::Full(_) => RegistryError::Busy,
@@ -148,13 +168,45 @@ impl Registry {
         })
     }
 
+    fn ask<T: 'static>(
+        &self,
+        job: impl FnOnce(Reply<T>) -> Job,
+    ) -> Result<impl Future<Output = Result<T, RegistryError>> + 'static, RegistryError> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(job(reply))?;
+        Ok(async { answer.await.unwrap_or(Err(RegistryError::Store)) })
+    }
+
+    /// Looks for the registrations of a device, of whatever app, page by page.
+    async fn sift(&self, token: &DeviceToken) -> Result<Vec<RegistrationKey>, RegistryError> {
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.ask(|reply| Job::Sift(token.clone(), after, reply))?;
+            let Sifted { found, next } = page.await?;
+            all.extend(found);
+            if next.is_none() {
+                return Ok(all);
+            }
+            after = next;
+        }
+    }
+}
+
+impl Registry {
+    fn writer_is_dead(&self) -> bool {
+        self.ending
+            .as_ref()
+            .is_some_and(|(_, thread)| thread.is_finished())
+    }
+
     fn request<T: 'static>(
         &mut self,
-        job: impl FnOnce(oneshot::Sender<Result<T, RegistryError>>) -> Job,
+        job: impl FnOnce(Reply<T>) -> Job,
     ) -> Response<Result<T, RegistryError>> {
-        let (reply, answer) = oneshot::channel();
-        match self.submit(job(reply)) {
-            Ok(()) => Response::fut(async { answer.await.unwrap_or(Err(RegistryError::Store)) }),
+        let queue = self.queue.as_ref().ok_or(RegistryError::Stopping);
+        match queue.and_then(|queue| queue.ask(job)) {
+            Ok(answer) => Response::fut(answer),
             Err(refused) => {
                 self.busy += u64::from(refused == RegistryError::Busy);
                 Response::reply(Err(refused))
@@ -164,19 +216,44 @@ impl Registry {
 
     fn verdict(&self, push: &DeadPush) -> Result<Rejection, Error> {
         let mut verdict = Rejection::Unregistered;
-        self.shared.store.read(push.registration, &mut |record| {
-            if outlives(record, &push.rejected) {
-                verdict = Rejection::Unavailable;
-            }
-        })?;
+        self.shared
+            .living
+            .load()
+            .store
+            .read(push.registration, &mut |record| {
+                if outlives(record, &push.rejected) {
+                    verdict = Rejection::Unavailable;
+                }
+            })?;
         Ok(verdict)
+    }
+
+    /// The same about registrations, which are looked for first if they are those of a device.
+    fn request_about<T: 'static>(
+        &mut self,
+        claim: Claim,
+        job: impl FnOnce(Claim, Reply<T>) -> Job + 'static,
+    ) -> Response<Result<T, RegistryError>> {
+        let Claim::Token(token) = claim else {
+            return self.request(|reply| job(claim, reply));
+        };
+        let Some(queue) = self.queue.clone() else {
+            return Response::reply(Err(RegistryError::Stopping));
+        };
+        Response::fut(async move {
+            let found = queue.sift(&token).await?;
+            queue
+                .ask(|reply| job(Claim::Registrations(found), reply))?
+                .await
+        })
     }
 
     fn write_touches(&self) {
         let mut touches = lock(&self.shared.touches);
         if touches.len() > 0 && !touches.asked {
             // Refused while the queue is full or closed: the next batch, period or drain asks again.
-            touches.asked = self.submit(Job::WriteTouches).is_ok();
+            let queue = self.queue.as_ref();
+            touches.asked = queue.is_some_and(|queue| queue.submit(Job::WriteTouches).is_ok());
         }
     }
 }
@@ -221,6 +298,30 @@ impl Handler<SweepExpired> for Registry {
 
     fn handle(&mut self, sweep: SweepExpired, _: &mut Self::Context) -> Self::Result {
         self.request(|reply| Job::Sweep(sweep, reply))
+    }
+}
+
+impl Handler<FindRegistration> for Registry {
+    type Result = Response<<FindRegistration as actix::Message>::Result>;
+
+    fn handle(&mut self, find: FindRegistration, _: &mut Self::Context) -> Self::Result {
+        self.request(|reply| Job::Find(find, reply))
+    }
+}
+
+impl Handler<DescribeRegistrations> for Registry {
+    type Result = Response<<DescribeRegistrations as actix::Message>::Result>;
+
+    fn handle(&mut self, describe: DescribeRegistrations, _: &mut Self::Context) -> Self::Result {
+        self.request_about(describe.claim, Job::Describe)
+    }
+}
+
+impl Handler<EraseRegistrations> for Registry {
+    type Result = Response<<EraseRegistrations as actix::Message>::Result>;
+
+    fn handle(&mut self, erase: EraseRegistrations, _: &mut Self::Context) -> Self::Result {
+        self.request_about(erase.claim, Job::Erase)
     }
 }
 
@@ -338,6 +439,11 @@ impl Handler<Probe> for Registry {
                     "registry_registrations_removed_total",
                     read(&counters.removed),
                 ),
+                (
+                    "registry_registrations_erased_total",
+                    read(&counters.erased),
+                ),
+                ("registry_store_rewrites_total", read(&counters.rewrites)),
                 ("registry_touches_waiting", touches_waiting),
                 (
                     "registry_touches_written_total",

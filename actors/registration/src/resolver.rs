@@ -11,7 +11,7 @@ use messages::{
 use subtle::ConstantTimeEq;
 
 use crate::Error;
-use crate::registrations::{Registrations, Shared};
+use crate::registrations::{Living, Registrations, Shared};
 use crate::store::Record;
 
 /// Most app names kept for reuse; more apps than that cost an allocation per push.
@@ -74,16 +74,21 @@ struct Counters {
 }
 
 impl Resolver {
-    fn resolve(&mut self, publish: &mut Publish) -> Result<Result<Deliver, Rejection>, Error> {
-        let Self { shared, apps, .. } = self;
+    fn resolve(
+        &mut self,
+        living: &Living,
+        publish: &mut Publish,
+    ) -> Result<Result<Deliver, Rejection>, Error> {
+        let Living { store, keys } = living;
+        let apps = &mut self.apps;
         // Without a secret the same work finds nothing: no registration has an empty one.
         let secret = publish.secret.as_ref().map_or("", |secret| secret.as_str());
         let service = publish.service.as_str();
         let node = publish.node.as_str();
-        let key = shared.keys.registration(service, node, secret);
+        let key = keys.registration(service, node, secret);
         let mut verdict = Ok(Err(Rejection::UnknownNode));
-        shared.store.read(key, &mut |record: &Record<'_>| {
-            let derived = shared.keys.secret(&record.salt);
+        store.read(key, &mut |record: &Record<'_>| {
+            let derived = keys.secret(&record.salt);
             let secret_fits = derived.as_str().as_bytes().ct_eq(secret.as_bytes());
             let may_publish = bool::from(secret_fits)
                 & (record.service == service)
@@ -153,8 +158,9 @@ impl Handler<PublishBatch> for Resolver {
         let mut found = Vec::with_capacity(items.len());
         let mut refused = Vec::new();
         let mut fault = None;
+        let living = self.shared.living.load_full();
         for publish in &mut items {
-            let resolved = self.resolve(publish).unwrap_or_else(|error| {
+            let resolved = self.resolve(&living, publish).unwrap_or_else(|error| {
                 fault = Some(error);
                 Err(Rejection::Internal)
             });

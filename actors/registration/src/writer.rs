@@ -3,21 +3,28 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwap;
 use messages::{
-    BareJid, Clock, Register, Registered, RegistrationKey, RegistryError, RejectedToken, Removed,
-    Secret, SweepCursor, SweepExpired, SweptPage, Unregister,
+    AppId, Claim, Clock, DeviceToken, Domain, FindRegistration, NodeId, Register, Registered,
+    RegistrationDetails, RegistrationKey, RegistryError, RejectedToken, Removed, Secret,
+    SweepCursor, SweepExpired, SweptPage, Unregister,
 };
+use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
+use crate::erasure::{self, Erasure, Exchange, Patience};
 use crate::keys::{Keys, Salt, fill};
+use crate::registrations::Living;
 use crate::store::{PushTimes, Record, RegistrationStore, last_use};
 use crate::touches::Touches;
 use crate::{Config, Error, Fault};
 
 /// Most registrations one page of a sweep looks at, whatever was asked: it holds up other requests.
 const PAGE_MAX: u32 = 10_000;
+/// Registrations looked at in one page of a search for a device.
+const SIFTED_MAX: usize = 1_000;
 
-type Reply<T> = oneshot::Sender<Result<T, RegistryError>>;
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, RegistryError>>;
 
 /// A request in the queue of the writer.
 pub(crate) enum Job {
@@ -25,7 +32,20 @@ pub(crate) enum Job {
     Unregister(Unregister, Reply<Removed>),
     RemoveTokens(Vec<RejectedToken>, Reply<Removed>),
     Sweep(SweepExpired, Reply<SweptPage>),
+    Find(FindRegistration, Reply<Option<RegistrationKey>>),
+    /// Looks for a device in one page of all registrations.
+    Sift(DeviceToken, Option<RegistrationKey>, Reply<Sifted>),
+    Describe(Claim, Reply<Vec<RegistrationDetails>>),
+    Erase(Claim, Reply<Vec<RegistrationDetails>>),
     WriteTouches,
+}
+
+/// What a page has of a device.
+#[derive(Debug)]
+pub(crate) struct Sifted {
+    pub(crate) found: Vec<RegistrationKey>,
+    /// Where to go on; `None` after the last page.
+    pub(crate) next: Option<RegistrationKey>,
 }
 
 /// An answer that waits until what it says is durable.
@@ -39,6 +59,8 @@ pub(crate) struct Counters {
     pub(crate) failures: AtomicU64,
     pub(crate) removed: AtomicU64,
     pub(crate) touches_written: AtomicU64,
+    pub(crate) erased: AtomicU64,
+    pub(crate) rewrites: AtomicU64,
 }
 
 /// Adds to a counter.
@@ -55,6 +77,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Writer {
     store: Arc<dyn RegistrationStore>,
     keys: Arc<Keys>,
+    /// What readers use, exchanged with the store.
+    living: Arc<ArcSwap<Living>>,
+    erasure: Erasure,
     touches: Arc<Mutex<Touches>>,
     counters: Arc<Counters>,
     clock: Clock,
@@ -71,16 +96,23 @@ pub(crate) struct Broken;
 
 impl Writer {
     pub(crate) fn new(
-        store: Arc<dyn RegistrationStore>,
-        keys: Arc<Keys>,
+        living: Arc<ArcSwap<Living>>,
         touches: Arc<Mutex<Touches>>,
         counters: Arc<Counters>,
         clock: Clock,
         config: &Config,
     ) -> Self {
+        let (store, keys) = {
+            let living = living.load();
+            (Arc::clone(&living.store), Arc::clone(&living.keys))
+        };
+        // A store that cannot say so owes one rather than none.
+        let erasure = Erasure::new(store.owes_erasure().unwrap_or(true));
         Self {
             store,
             keys,
+            living,
+            erasure,
             touches,
             counters,
             clock,
@@ -112,11 +144,41 @@ impl Writer {
         self.intact()
     }
 
+    /// How long there may be no jobs before [`Self::step`] has something to do.
+    pub(crate) fn patience(&self) -> Patience {
+        self.erasure.patience()
+    }
+
+    /// Goes on with an erasure. Called between two groups, when all that was written is durable.
+    ///
+    /// # Errors
+    /// [`Broken`], after which the writer must not be used again.
+    pub(crate) fn step(&mut self) -> Result<(), Broken> {
+        match self.erasure.step(&self.store, self.keys.check()) {
+            Ok(None) => {}
+            Ok(Some(Exchange { store, owed })) => {
+                count(&self.counters.rewrites, 1);
+                self.living.store(Arc::new(Living {
+                    store: Arc::clone(&store),
+                    keys: Arc::clone(&self.keys),
+                }));
+                let replaced = std::mem::replace(&mut self.store, store);
+                erasure::discard(replaced, owed);
+            }
+            Err(error) => {
+                self.failed(&error);
+                self.broken = true;
+            }
+        }
+        self.intact()
+    }
+
     /// Writes the push times that wait and makes all durable.
     ///
     /// # Errors
     /// [`Broken`], when some of that may be lost.
     pub(crate) fn finish(&mut self) -> Result<(), Broken> {
+        self.erasure.give_up(RegistryError::Stopping);
         // Counted and logged; what is durable is decided below.
         let _ = self.write_touches();
         if !self.broken
@@ -138,6 +200,16 @@ impl Writer {
             Job::Unregister(unregister, reply) => Some(answer(reply, self.unregister(&unregister))),
             Job::RemoveTokens(items, reply) => Some(answer(reply, self.remove_tokens(&items))),
             Job::Sweep(sweep, reply) => Some(answer(reply, self.sweep(&sweep))),
+            Job::Find(find, reply) => Some(answer(reply, self.find(&find))),
+            Job::Sift(token, after, reply) => Some(answer(reply, self.sift(&token, after))),
+            Job::Describe(claim, reply) => {
+                let described = self.describe(&claim);
+                Some(answer(
+                    reply,
+                    described.map_err(|error| self.failed(&error)),
+                ))
+            }
+            Job::Erase(claim, reply) => self.erase(&claim, reply),
             Job::WriteTouches => {
                 // Counted and logged; the times are lost, which is what times may be.
                 let _ = self.write_touches();
@@ -216,6 +288,7 @@ impl Writer {
         self.store
             .put(key, &record)
             .map_err(|error| self.failed(&error))?;
+        self.erasure.mirror(|copy| copy.put(key, &record));
         for key in stale {
             self.remove(key)?;
         }
@@ -295,6 +368,8 @@ impl Writer {
         for (key, times) in folded {
             let touched = self.store.touch(key, &times);
             if touched.map_err(|error| self.failed(&error))? {
+                self.erasure
+                    .mirror(|copy| copy.touch(key, &times).map(drop));
                 self.unflushed = true;
                 count(&self.counters.touches_written, 1);
             }
@@ -314,6 +389,7 @@ impl Writer {
         self.unsynced = true;
         let removed = self.store.remove(key);
         let removed = removed.map_err(|error| self.failed(&error))?;
+        self.erasure.mirror(|copy| copy.remove(key).map(drop));
         count(&self.counters.removed, u64::from(removed));
         Ok(removed)
     }
@@ -327,23 +403,98 @@ impl Writer {
         Ok(times)
     }
 
-    /// Shows the registrations of an account with their push times.
-    pub(crate) fn describe(
-        &self,
-        account: &BareJid,
-        mut visit: impl FnMut(RegistrationKey, &Record<'_>) -> Result<(), Error>,
-    ) -> Result<Vec<PushTimes>, Error> {
-        let mut keys = Vec::new();
+    /// Finds the registration that a node and its secret open.
+    fn find(&mut self, find: &FindRegistration) -> Result<Option<RegistrationKey>, RegistryError> {
+        let (node, secret) = (find.node.as_str(), find.secret.as_str());
+        let mut found = None;
+        for service in &find.services {
+            let key = self.keys.registration(service.as_str(), node, secret);
+            let keys = &self.keys;
+            self.store
+                .read(key, &mut |record| {
+                    let derived = keys.secret(&record.salt);
+                    if bool::from(derived.as_str().as_bytes().ct_eq(secret.as_bytes())) {
+                        found = Some(key);
+                    }
+                })
+                .map_err(|error| self.failed(&error))?;
+        }
+        Ok(found)
+    }
+
+    fn sift(
+        &mut self,
+        token: &DeviceToken,
+        after: Option<RegistrationKey>,
+    ) -> Result<Sifted, RegistryError> {
+        let mut found = Vec::new();
+        let page = self.store.page(after, SIFTED_MAX, &mut |key, record| {
+            if record.device_token == token.as_str() {
+                found.push(key);
+            }
+        });
+        let page = page.map_err(|error| self.failed(&error))?;
+        Ok(Sifted {
+            found,
+            next: page.last,
+        })
+    }
+
+    /// Describes registrations with their push times.
+    ///
+    /// # Errors
+    /// [`Error::Store`] and [`Error::Record`].
+    pub(crate) fn describe(&self, claim: &Claim) -> Result<Vec<RegistrationDetails>, Error> {
+        let mut details = Vec::new();
         let mut read = Ok(());
-        self.store
-            .of_account(self.keys.account(account), &mut |key, record| {
-                if read.is_ok() {
-                    read = visit(key, record);
+        let mut visit = |key, record: &Record<'_>| {
+            if read.is_ok() {
+                read = details_of(key, record).map(|found| details.push(found));
+            }
+        };
+        match claim {
+            Claim::Account(account) => {
+                let account = self.keys.account(account);
+                self.store.of_account(account, &mut visit)?;
+            }
+            Claim::Registrations(keys) => {
+                for key in keys {
+                    self.store.read(*key, &mut |record| visit(*key, record))?;
                 }
-                keys.push(key);
-            })?;
+            }
+            // Who asks has sifted, so the keys are known.
+            Claim::Token(_) => {}
+        }
         read?;
-        keys.into_iter().map(|key| self.times(key)).collect()
+        for details in &mut details {
+            let times = self.times(details.registration)?;
+            details.last_success = times.last_success;
+            details.last_error = times.last_error;
+        }
+        Ok(details)
+    }
+
+    /// Ends registrations, and answers once their bytes are gone.
+    fn erase(&mut self, claim: &Claim, reply: Reply<Vec<RegistrationDetails>>) -> Option<Answer> {
+        let removed = self.describe(claim).map_err(|error| self.failed(&error));
+        let removed = removed.and_then(|details| {
+            self.unsynced = true;
+            for one in &details {
+                self.remove(one.registration)?;
+            }
+            let owed = self.store.owe_erasure();
+            owed.map_err(|error| self.failed(&error))?;
+            Ok(details)
+        });
+        match removed {
+            Ok(details) => {
+                count(&self.counters.erased, details.len() as u64);
+                // The next copy begins after the sync that makes the removal durable.
+                self.erasure.owe(answer(reply, Ok(details)));
+                None
+            }
+            Err(error) => Some(answer(reply, Err(error))),
+        }
     }
 
     fn new_salt(&mut self) -> Result<Salt, RegistryError> {
@@ -370,6 +521,21 @@ pub(crate) fn outlives(record: &Record<'_>, rejected: &RejectedToken) -> bool {
     record.device_token != rejected.device_token.as_str()
         || record.app != rejected.app.as_str()
         || record.renewed_at >= rejected.invalid_since.seconds()
+}
+
+fn details_of(key: RegistrationKey, record: &Record<'_>) -> Result<RegistrationDetails, Error> {
+    Ok(RegistrationDetails {
+        registration: key,
+        service: Domain::new(record.service),
+        node: NodeId::new(record.node).map_err(|_| Error::Record)?,
+        app: AppId::new(record.app),
+        device_token: DeviceToken::parse(record.device_token).map_err(|_| Error::Record)?,
+        domain: Domain::new(record.domain),
+        registered_at: record.registered_at,
+        renewed_at: record.renewed_at,
+        last_success: None,
+        last_error: None,
+    })
 }
 
 fn answer<T: Send + 'static>(reply: Reply<T>, result: Result<T, RegistryError>) -> Answer {

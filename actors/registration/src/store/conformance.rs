@@ -151,7 +151,7 @@ proptest! {
         let path = directory.path().join("store");
         let oracle = MemoryStore::default();
         let disk = SledStore::open(&path, 1 << 20).unwrap();
-        disk.initialise(&path, &[]).unwrap();
+        disk.initialise(&[]).unwrap();
         for operation in &operations {
             prop_assert_eq!(apply(&disk, operation), apply(&oracle, operation));
         }

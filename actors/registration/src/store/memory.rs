@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use messages::RegistrationKey;
 
@@ -14,7 +15,8 @@ use crate::keys::AccountKey;
 pub(crate) struct MemoryStore {
     contents: Mutex<Contents>,
     /// What a sync does.
-    on_sync: Box<dyn Fn() -> Result<(), Error> + Send + Sync>,
+    on_sync: Arc<dyn Fn() -> Result<(), Error> + Send + Sync>,
+    owes_erasure: AtomicBool,
     /// Whether reads fail.
     pub(crate) unreadable: bool,
 }
@@ -35,7 +37,8 @@ impl MemoryStore {
     pub(crate) fn syncing(on_sync: impl Fn() -> Result<(), Error> + Send + Sync + 'static) -> Self {
         Self {
             contents: Mutex::default(),
-            on_sync: Box::new(on_sync),
+            on_sync: Arc::new(on_sync),
+            owes_erasure: AtomicBool::new(false),
             unreadable: false,
         }
     }
@@ -135,5 +138,31 @@ impl RegistrationStore for MemoryStore {
 
     fn close(&self) -> Result<(), Error> {
         self.sync()
+    }
+
+    fn owe_erasure(&self) -> Result<(), Error> {
+        self.owes_erasure.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn owes_erasure(&self) -> Result<bool, Error> {
+        Ok(self.owes_erasure.load(Ordering::Relaxed))
+    }
+
+    fn successor(&self, _: &[u8]) -> Result<Arc<dyn RegistrationStore>, Error> {
+        Ok(Arc::new(Self {
+            contents: Mutex::default(),
+            on_sync: Arc::clone(&self.on_sync),
+            owes_erasure: AtomicBool::new(false),
+            unreadable: false,
+        }))
+    }
+
+    fn take_over(&self) -> Result<(), Error> {
+        self.sync()
+    }
+
+    fn discard(self: Arc<Self>) -> Result<(), Error> {
+        Ok(())
     }
 }

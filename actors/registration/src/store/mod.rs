@@ -35,9 +35,12 @@
 pub(crate) mod codec;
 #[cfg(test)]
 mod conformance;
+mod generations;
 #[cfg(test)]
 pub(crate) mod memory;
 pub(crate) mod sled;
+
+use std::sync::Arc;
 
 use messages::{RegistrationKey, UnixSeconds};
 
@@ -100,6 +103,22 @@ pub(crate) trait RegistrationStore: Send + Sync + 'static {
     /// Flushes and syncs for the last time, and remembers that the store has come this far: one that is
     /// opened with less has lost something.
     fn close(&self) -> Result<(), Error>;
+
+    /// Notes that bytes of this store have to go, so that a next start knows. Durable with the next sync.
+    fn owe_erasure(&self) -> Result<(), Error>;
+
+    /// Whether that was noted.
+    fn owes_erasure(&self) -> Result<bool, Error>;
+
+    /// An empty store of a key, to be filled and to take the place of this one.
+    fn successor(&self, key_check: &[u8]) -> Result<Arc<dyn RegistrationStore>, Error>;
+
+    /// Makes a successor durable and the one that the next start opens, in one step.
+    fn take_over(&self) -> Result<(), Error>;
+
+    /// Removes all bytes of a store that has been replaced, or of a successor that never was one. Blocks
+    /// until nobody reads it any more.
+    fn discard(self: Arc<Self>) -> Result<(), Error>;
 }
 
 /// The later of a registration's renewal and its last successful push: what retention counts from.

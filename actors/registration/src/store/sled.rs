@@ -3,8 +3,10 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::catch_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use ::sled::{Db, IVec, Tree};
 use messages::RegistrationKey;
 use ring::digest;
 
+use super::generations::Generation;
 use super::{Page, PushTimes, Record, RegistrationStore, Visit};
 use crate::keys::{AccountKey, create_private, parent, write_durably};
 use crate::{Error, Fault};
@@ -30,15 +33,20 @@ const KEY_CHECK_KEY: &str = "key_check";
 /// The same number within the store. It may be ahead of the file, never behind, because recovery loses
 /// nothing that was synced.
 const CLOSINGS_KEY: &str = "closings";
+/// There from an erasure on until the bytes are gone with this generation.
+const ERASURE_KEY: &str = "erasure";
 const PREFIX_BYTES: usize = 16;
 /// A process that is just ending releases the store soon; so do the engine's own threads, which outlive
 /// the last handle by a moment.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// How long readers may take with a store that has been replaced. They take microseconds.
+const READERS_PATIENCE: Duration = Duration::from_secs(30);
 
 /// An open store. Exclusive to this process.
 pub(crate) struct SledStore {
-    path: PathBuf,
+    generation: Generation,
+    cache_bytes: u64,
     db: Db,
     /// The engine's own flush is no fsync, so the file is synced through this handle.
     data: File,
@@ -50,8 +58,25 @@ pub(crate) struct SledStore {
 }
 
 impl SledStore {
-    /// Opens the store, or creates an empty one for the owner alone.
-    pub(crate) fn open(path: &Path, cache_bytes: u64) -> Result<Self, Error> {
+    /// Opens the living generation of the store, or creates an empty one for the owner alone, and removes
+    /// what is left of others.
+    pub(crate) fn open(root: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        let generation = Generation::living(root)?;
+        let directory = |source| Error::StoreDirectory {
+            path: root.into(),
+            source,
+        };
+        if root.is_dir() {
+            check_private(root)?;
+        }
+        let store = Self::open_generation(&generation, cache_bytes)?;
+        generation.discard_others().map_err(directory)?;
+        hide_files(&generation.directory()).map_err(directory)?;
+        Ok(store)
+    }
+
+    fn open_generation(generation: &Generation, cache_bytes: u64) -> Result<Self, Error> {
+        let path = &generation.directory();
         let directory = |source| Error::StoreDirectory {
             path: path.into(),
             source,
@@ -64,15 +89,15 @@ impl SledStore {
                 cause,
             },
         };
-        let complete = Self::is_complete(path)?;
+        let complete = is_complete(path)?;
         create_private(path).map_err(directory)?;
-        check_files(path)?;
+        check_generation(path)?;
         // The engine would make a new one.
-        if complete && !exists(path) {
+        if complete && !path.join(DATA_FILE).exists() {
             return Err(unopenable(Fault::Missing));
         }
         // The engine panics over some kinds of damage. Nothing of it is used after that.
-        let opened = catch_unwind(|| Self::open_trees(path, cache_bytes));
+        let opened = catch_unwind(|| Self::open_trees(generation.clone(), cache_bytes));
         let store = opened
             .unwrap_or(Err(Fault::Corruption))
             .map_err(unopenable)?;
@@ -97,9 +122,10 @@ impl SledStore {
         }
     }
 
-    fn open_trees(path: &Path, cache_bytes: u64) -> Result<Self, Fault> {
+    fn open_trees(generation: Generation, cache_bytes: u64) -> Result<Self, Fault> {
+        let path = generation.directory();
         let db = ::sled::Config::new()
-            .path(path)
+            .path(&path)
             .cache_capacity(cache_bytes)
             .segment_size(SEGMENT_BYTES)
             // The engine's timer would rewrite segments all the time: 15 times the bytes at low load.
@@ -112,7 +138,8 @@ impl SledStore {
             push_times: db.open_tree("push_times")?,
             meta: db.open_tree("meta")?,
             data: File::open(path.join(DATA_FILE)).map_err(Fault::Io)?,
-            path: path.into(),
+            generation,
+            cache_bytes,
             db,
         })
     }
@@ -123,17 +150,8 @@ impl SledStore {
     }
 
     /// Whether the store was ever initialised to the end.
-    pub(crate) fn is_complete(path: &Path) -> Result<bool, Error> {
-        let fail = |source| Error::StoreDirectory {
-            path: path.into(),
-            source,
-        };
-        match fs::metadata(path) {
-            Ok(found) if !found.is_dir() => Err(Error::StoreNotDirectory { path: path.into() }),
-            Ok(_) => path.join(MARK_FILE).try_exists().map_err(fail),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(fail(error)),
-        }
+    pub(crate) fn is_complete(root: &Path) -> Result<bool, Error> {
+        is_complete(&Generation::living(root)?.directory())
     }
 
     /// Whether there is no registration in it.
@@ -142,15 +160,21 @@ impl SledStore {
     }
 
     /// Marks a new store as written with a key, durably. Done again, it does all anew.
-    pub(crate) fn initialise(&self, path: &Path, key_check: &[u8]) -> Result<(), Error> {
+    pub(crate) fn initialise(&self, key_check: &[u8]) -> Result<(), Error> {
         self.meta.insert(LAYOUT_KEY, LAYOUT)?;
         self.meta.insert(KEY_CHECK_KEY, key_check)?;
+        self.complete()
+    }
+
+    fn complete(&self) -> Result<(), Error> {
         self.flush()?;
         self.sync()?;
+        let path = self.generation.directory();
         File::create(path.join(MARK_FILE))
             .and_then(|mark| mark.sync_all())
-            .and_then(|()| File::open(path)?.sync_all())
-            .and_then(|()| File::open(parent(path))?.sync_all())
+            .and_then(|()| File::open(&path)?.sync_all())
+            .and_then(|()| File::open(parent(&path))?.sync_all())
+            .and_then(|()| hide_files(&path))
             .map_err(Error::Sync)
     }
 
@@ -181,16 +205,56 @@ impl SledStore {
     }
 }
 
-/// Looks at the files of a store without changing any: fails when others may read them, when they cannot
-/// be read and written, or when another process uses them. Waits [`LOCK_PATIENCE`] for that one to end.
-pub(crate) fn check_files(path: &Path) -> Result<(), Error> {
+fn is_complete(path: &Path) -> Result<bool, Error> {
     let fail = |source| Error::StoreDirectory {
         path: path.into(),
         source,
     };
-    if fs::metadata(path).map_err(fail)?.mode() & 0o077 != 0 {
-        return Err(Error::StoreExposed { path: path.into() });
+    match fs::metadata(path) {
+        Ok(found) if !found.is_dir() => Err(Error::StoreNotDirectory { path: path.into() }),
+        Ok(_) => path.join(MARK_FILE).try_exists().map_err(fail),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(fail(error)),
     }
+}
+
+fn check_private(path: &Path) -> Result<(), Error> {
+    let found = fs::metadata(path).map_err(|source| Error::StoreDirectory {
+        path: path.into(),
+        source,
+    })?;
+    match found.mode() & 0o077 {
+        0 => Ok(()),
+        _ => Err(Error::StoreExposed { path: path.into() }),
+    }
+}
+
+/// The engine makes its files as the process's mask says. Their directory is closed, so this is a second
+/// lock for files that are copied elsewhere.
+fn hide_files(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        if found.is_file() && found.mode() & 0o077 != 0 {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o600))?;
+        }
+    }
+    Ok(())
+}
+
+/// Looks at the files of a store without changing any: fails when others may read them, when they cannot
+/// be read and written, or when another process uses them. Waits [`LOCK_PATIENCE`] for that one to end.
+pub(crate) fn check_files(root: &Path) -> Result<(), Error> {
+    check_private(root)?;
+    check_generation(&Generation::living(root)?.directory())
+}
+
+fn check_generation(path: &Path) -> Result<(), Error> {
+    let fail = |source| Error::StoreDirectory {
+        path: path.into(),
+        source,
+    };
+    check_private(path)?;
     let data = fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -224,8 +288,8 @@ fn closings_marked(path: &Path) -> u64 {
 }
 
 /// Whether a directory holds a store already.
-pub(crate) fn exists(path: &Path) -> bool {
-    path.join(DATA_FILE).exists()
+pub(crate) fn exists(root: &Path) -> bool {
+    Generation::living(root).is_ok_and(|living| living.directory().join(DATA_FILE).exists())
 }
 
 fn account_entry(record: &Record<'_>, key: RegistrationKey) -> [u8; 32] {
@@ -376,8 +440,48 @@ impl RegistrationStore for SledStore {
         self.meta.insert(CLOSINGS_KEY, &closings.to_be_bytes())?;
         self.flush()?;
         self.sync()?;
-        let mark = self.path.join(MARK_FILE);
+        let mark = self.generation.directory().join(MARK_FILE);
         write_durably(&mark, closings.to_string().as_bytes()).map_err(Error::Sync)
+    }
+
+    fn owe_erasure(&self) -> Result<(), Error> {
+        self.meta.insert(ERASURE_KEY, &[])?;
+        Ok(())
+    }
+
+    fn owes_erasure(&self) -> Result<bool, Error> {
+        Ok(self.meta.contains_key(ERASURE_KEY)?)
+    }
+
+    fn successor(&self, key_check: &[u8]) -> Result<Arc<dyn RegistrationStore>, Error> {
+        let next = self.generation.next();
+        // One that was given up may be there.
+        next.discard().map_err(Error::Sync)?;
+        let store = Self::open_generation(&next, self.cache_bytes)?;
+        store.meta.insert(LAYOUT_KEY, LAYOUT)?;
+        store.meta.insert(KEY_CHECK_KEY, key_check)?;
+        Ok(Arc::new(store))
+    }
+
+    fn take_over(&self) -> Result<(), Error> {
+        self.complete()?;
+        self.generation.make_living().map_err(Error::Sync)
+    }
+
+    fn discard(self: Arc<Self>) -> Result<(), Error> {
+        let start = Instant::now();
+        while Arc::strong_count(&self) > 1 && start.elapsed() < READERS_PATIENCE {
+            thread::sleep(LOCK_RETRY);
+        }
+        let generation = self.generation.clone();
+        drop(self);
+        // The engine's own threads may be writing still; what they open later fails.
+        let _ = check_generation(&generation.directory());
+        let discarded = generation.discard();
+        discarded.map_err(|source| Error::StoreDirectory {
+            path: generation.root().into(),
+            source,
+        })
     }
 }
 
@@ -487,7 +591,7 @@ mod tests {
     fn a_store_that_has_lost_its_end_is_refused() {
         let (directory, store) = store();
         let path = directory.path().join("store");
-        store.initialise(&path, &[]).unwrap();
+        store.initialise(&[]).unwrap();
         for n in 0..50 {
             store.put(RegistrationKey([n; 16]), &record()).unwrap();
             store.flush().unwrap();
@@ -528,9 +632,7 @@ mod tests {
         let mut refused = 0;
         for step in 1..12 {
             let (directory, store) = store();
-            store
-                .initialise(&directory.path().join("store"), &[])
-                .unwrap();
+            store.initialise(&[]).unwrap();
             for n in 0..200 {
                 store.put(RegistrationKey([n; 16]), &record()).unwrap();
             }

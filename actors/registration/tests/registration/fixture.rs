@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use actix::Recipient;
 use messages::{
     AppId, BareJid, Clock, DeviceToken, Dialect, Domain, Drain, Drained, NodeId, Probe, Register,
-    Registered, RegistrationKey, RegistryError, Removed, Touch, TouchBatch, UnixMillis,
-    UnixSeconds, Unregister,
+    Registered, RegistrationDetails, RegistrationKey, RegistryError, Removed, Touch, TouchBatch,
+    UnixMillis, UnixSeconds, Unregister,
 };
 use registration::registry::Handles;
-use registration::{Config, Description, Error, Registrations, registry};
+use registration::{Config, Error, Registrations, registry};
 use tempfile::TempDir;
 
 /// 2026-06-01T00:00:00Z.
@@ -153,7 +153,7 @@ pub(crate) async fn unregister(registry: &Handles, name: &str, node: &str) -> u6
 
 /// The only registration of an account.
 #[track_caller]
-pub(crate) fn only(registrations: &Registrations, name: &str) -> Description {
+pub(crate) fn only(registrations: &Registrations, name: &str) -> RegistrationDetails {
     let mut all = registrations.describe(&account(name)).unwrap();
     assert_eq!(all.len(), 1);
     all.remove(0)

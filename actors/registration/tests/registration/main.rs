@@ -6,6 +6,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod erasure;
 mod fixture;
 mod opening;
 mod registry;
