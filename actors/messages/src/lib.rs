@@ -41,8 +41,8 @@ pub use journal::{
 pub use lifecycle::{Drain, Drained, Health, Probe, Reload};
 pub use privacy::{
     Claim, CommandAction, CommandError, CommandField, CommandStage, CommandStatus, ConfirmCase,
-    DescribeRegistrations, EraseRegistrations, FindRegistration, PrivacyCommand,
-    RegistrationDetails, RunPrivacyCommand,
+    DescribeRegistrations, EraseRegistrations, FindRegistration, OfferPost, PrivacyCommand,
+    RegistrationDetails, RotateKeys, RunPrivacyCommand, SendMessage,
 };
 pub use provider_token::{Bearer, ProviderTokenRefused, SubscribeProviderToken, UseProviderToken};
 pub use push::{

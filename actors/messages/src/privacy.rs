@@ -1,6 +1,6 @@
 //! What people may ask about their data (GDPR articles 15, 17 and 20).
 
-use actix::Message;
+use actix::{Message, Recipient};
 use thiserror::Error;
 
 use crate::{
@@ -49,6 +49,13 @@ pub struct EraseRegistrations {
     pub claim: Claim,
 }
 
+/// Makes a new key that secrets and accounts are hashed with, and puts all registrations under it. Their
+/// secrets stay what they are. Answered once nothing on disk depends on the key before but what its account
+/// key finds.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<(), RegistryError>")]
+pub struct RotateKeys;
+
 /// All that is kept of one registration, its secret excepted, which is not kept but derived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistrationDetails {
@@ -87,6 +94,27 @@ pub struct ConfirmCase {
     pub text: String,
     /// Whether the text stands in for one that is encrypted.
     pub encrypted: bool,
+}
+
+/// Sends a chat message from an address of a served domain. Answered with whether the domain is one that the
+/// receiver sends for; whether the message arrives is known to nobody.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub struct SendMessage {
+    /// The address at a served domain.
+    pub from: BareJid,
+    /// The account.
+    pub to: BareJid,
+    /// The text.
+    pub text: String,
+}
+
+/// Offers to send messages. From then on they may be sent there.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct OfferPost {
+    /// Who sends.
+    pub post: Recipient<SendMessage>,
 }
 
 /// Goes on with an ad-hoc command (XEP-0050) about an account's own data.
@@ -191,4 +219,4 @@ pub enum CommandError {
     Failed,
 }
 
-redacted_debug!(ConfirmCase, CommandStage, CommandField);
+redacted_debug!(ConfirmCase, SendMessage, CommandStage, CommandField);

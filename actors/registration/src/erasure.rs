@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use messages::{RegistrationKey, RegistryError};
 
 use crate::Error;
-use crate::store::RegistrationStore;
+use crate::keys::Keys;
+use crate::store::{Record, RegistrationStore};
 
 /// Registrations copied at a time; about 20 ms.
 const PAGE: usize = 256;
@@ -35,6 +36,8 @@ pub(crate) type Owed = Box<dyn FnOnce(Result<(), RegistryError>) + Send>;
 /// A store that took the place of another.
 pub(crate) struct Exchange {
     pub(crate) store: Arc<dyn RegistrationStore>,
+    /// The keys it was written with, where those are new.
+    pub(crate) keys: Option<Arc<Keys>>,
     /// Who is told once the bytes of the store before are gone.
     pub(crate) owed: Vec<Owed>,
 }
@@ -44,16 +47,36 @@ pub(crate) struct Exchange {
 pub(crate) struct Erasure {
     owed: Vec<Owed>,
     due: bool,
+    /// The keys that the next copy is written with.
+    rotation: Option<Arc<Keys>>,
     copy: Option<Copy>,
     not_before: Option<Instant>,
 }
 
 struct Copy {
     store: Arc<dyn RegistrationStore>,
+    rekey: Option<Rekey>,
     after: Option<RegistrationKey>,
     pages: u32,
     began: Instant,
     owed: Vec<Owed>,
+}
+
+/// From which keys to which.
+struct Rekey {
+    from: Arc<Keys>,
+    to: Arc<Keys>,
+}
+
+impl Rekey {
+    /// The record under the new keys, with the same secret. The account's key stays until the account
+    /// registers again: nobody else knows its JID.
+    fn record<'a>(&self, record: &Record<'a>) -> Record<'a> {
+        Record {
+            mask: self.from.mask_for(&self.to, &record.salt, &record.mask),
+            ..*record
+        }
+    }
 }
 
 impl Erasure {
@@ -69,6 +92,12 @@ impl Erasure {
     pub(crate) fn owe(&mut self, answer: Owed) {
         self.due = true;
         self.owed.push(answer);
+    }
+
+    /// Takes on a copy under new keys, which are prepared on disk.
+    pub(crate) fn owe_rotation(&mut self, keys: Arc<Keys>, answer: Owed) {
+        self.rotation = Some(keys);
+        self.owe(answer);
     }
 
     /// How long the writer may wait for a job before there is something to do here.
@@ -94,6 +123,17 @@ impl Erasure {
         }
     }
 
+    /// Repeats a registration to the store in the copy.
+    pub(crate) fn mirror_put(&mut self, key: RegistrationKey, record: &Record<'_>) {
+        let put = self
+            .copy
+            .as_ref()
+            .map_or(Ok(()), |copy| copy.put(key, record));
+        if let Err(error) = put {
+            self.failed(&error);
+        }
+    }
+
     /// Does the next piece of work: begins a copy of `store`, copies a page, or makes the copy the store
     /// to be opened, which the caller then has to use.
     ///
@@ -103,12 +143,12 @@ impl Erasure {
     pub(crate) fn step(
         &mut self,
         store: &Arc<dyn RegistrationStore>,
-        key_check: &[u8],
+        keys: &Arc<Keys>,
     ) -> Result<Option<Exchange>, Error> {
         let now = Instant::now();
         let Some(copy) = &mut self.copy else {
             if self.due && self.not_before.is_none_or(|at| at <= now) {
-                self.begin(store, key_check, now);
+                self.begin(store, keys, now);
             }
             return Ok(None);
         };
@@ -122,12 +162,17 @@ impl Erasure {
         }
     }
 
-    fn begin(&mut self, store: &Arc<dyn RegistrationStore>, key_check: &[u8], now: Instant) {
-        match store.successor(key_check) {
+    fn begin(&mut self, store: &Arc<dyn RegistrationStore>, keys: &Arc<Keys>, now: Instant) {
+        let to = self.rotation.take();
+        match store.successor(to.as_ref().unwrap_or(keys).check()) {
             Ok(store) => {
                 self.due = false;
                 self.copy = Some(Copy {
                     store,
+                    rekey: to.map(|to| Rekey {
+                        from: Arc::clone(keys),
+                        to,
+                    }),
                     after: None,
                     pages: 0,
                     began: now,
@@ -140,7 +185,11 @@ impl Erasure {
 
     fn exchange(&mut self, now: Instant) -> Result<Option<Exchange>, Error> {
         let Some(Copy {
-            store, began, owed, ..
+            store,
+            rekey,
+            began,
+            owed,
+            ..
         }) = self.copy.take()
         else {
             return Ok(None);
@@ -153,7 +202,8 @@ impl Erasure {
             store.sync()?;
         }
         self.not_before = Some(now + now.duration_since(began) * REST);
-        Ok(Some(Exchange { store, owed }))
+        let keys = rekey.map(|rekey| rekey.to);
+        Ok(Some(Exchange { store, keys, owed }))
     }
 
     fn failed(&mut self, error: &Error) {
@@ -167,6 +217,7 @@ impl Erasure {
 
     /// Drops the copy in the making. Who waits is told; the store still knows what is owed.
     pub(crate) fn give_up(&mut self, reason: RegistryError) {
+        self.rotation = None;
         let mut owed = std::mem::take(&mut self.owed);
         if let Some(copy) = self.copy.take() {
             owed.extend(copy.owed);
@@ -183,13 +234,20 @@ impl Erasure {
 }
 
 impl Copy {
+    fn put(&self, key: RegistrationKey, record: &Record<'_>) -> Result<(), Error> {
+        match &self.rekey {
+            Some(rekey) => self.store.put(key, &rekey.record(record)),
+            None => self.store.put(key, record),
+        }
+    }
+
     /// Copies the next page; true after the last.
     fn page(&mut self, from: &dyn RegistrationStore) -> Result<bool, Error> {
         let to = &*self.store;
         let mut copied = Ok(());
         let page = from.page(self.after, PAGE, &mut |key, record| {
             if copied.is_ok() {
-                copied = to
+                copied = self
                     .put(key, record)
                     .and_then(|()| to.touch(key, &from.times(key)?).map(drop));
             }

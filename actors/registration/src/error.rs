@@ -31,8 +31,10 @@ pub enum Error {
         /// The configured file.
         path: PathBuf,
     },
-    /// The key file does not hold 32 bytes.
-    #[error("the key file {path} does not hold exactly 32 bytes: restore it from a backup")]
+    /// The key file does not hold 32 bytes, or a multiple of them after a rotation.
+    #[error(
+        "the key file {path} does not hold exactly 32 bytes, or what a rotation makes: restore it from a backup"
+    )]
     KeyFileLength {
         /// The configured file.
         path: PathBuf,

@@ -13,6 +13,10 @@ use zeroize::Zeroizing;
 use crate::Error;
 
 const MASTER_BYTES: usize = 32;
+/// Account keys of former master keys that are kept, so that who has not registered since is found by JID.
+const FORMER_MAX: usize = 8;
+/// The longest key file: master key, lookup key, former account keys.
+const FILE_BYTES_MAX: usize = MASTER_BYTES * (2 + FORMER_MAX);
 const CHECK_BYTES: usize = 32;
 
 /// Finds the registrations of an account in the store without telling whose they are.
@@ -24,8 +28,13 @@ pub(crate) type Salt = [u8; 32];
 
 redacted_debug!(AccountKey);
 
-/// The content of the key file.
-pub(crate) struct MasterKey(Zeroizing<[u8; MASTER_BYTES]>);
+/// What makes a secret of a salt another one than the key alone would: so a secret outlives its key. All
+/// zeros for a secret of the key in use.
+pub(crate) type Mask = [u8; 32];
+
+/// The content of the key file: the master key, and, once it was exchanged, the lookup key and the account
+/// keys of those before it, the latest first.
+pub(crate) struct MasterKey(Zeroizing<Vec<[u8; MASTER_BYTES]>>);
 
 impl MasterKey {
     /// Reads the key file; `None` when there is none.
@@ -43,28 +52,70 @@ impl MasterKey {
         if metadata.mode() & 0o077 != 0 {
             return Err(Error::KeyFileExposed { path: path.into() });
         }
-        // One byte more than a key, to notice a longer file.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(MASTER_BYTES + 1));
-        file.take(MASTER_BYTES as u64 + 1)
+        // One byte more than there may be, to notice a longer file.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX + 1));
+        file.take(FILE_BYTES_MAX as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(fail)?;
-        match <[u8; MASTER_BYTES]>::try_from(bytes.as_slice()) {
-            Ok(key) => Ok(Some(Self(Zeroizing::new(key)))),
-            Err(_) => Err(Error::KeyFileLength { path: path.into() }),
+        let (blocks, rest) = bytes.as_chunks::<MASTER_BYTES>();
+        // A lookup key comes with at least one former account key.
+        let fits =
+            rest.is_empty() && !matches!(blocks.len(), 0 | 2) && bytes.len() <= FILE_BYTES_MAX;
+        match fits {
+            true => Ok(Some(Self(Zeroizing::new(blocks.to_vec())))),
+            false => Err(Error::KeyFileLength { path: path.into() }),
         }
     }
 
     /// Makes a new key.
     pub(crate) fn generate() -> Result<Self, Error> {
-        let mut key = Zeroizing::new([0; MASTER_BYTES]);
-        fill(key.as_mut_slice())?;
-        Ok(Self(key))
+        let mut key = [0; MASTER_BYTES];
+        fill(&mut key)?;
+        Ok(Self(Zeroizing::new(vec![key])))
+    }
+
+    /// A new master key, with what is left of this one: the lookup key, so that registrations keep their
+    /// keys, and its account key.
+    pub(crate) fn rotated(&self) -> Result<Self, Error> {
+        let mut blocks = Zeroizing::new(vec![[0; MASTER_BYTES]]);
+        blocks.iter_mut().try_for_each(|block| fill(block))?;
+        blocks.push(self.lookup());
+        blocks.push(self.derived(ACCOUNT));
+        blocks.extend(self.former().iter().take(FORMER_MAX - 1));
+        Ok(Self(blocks))
+    }
+
+    fn derived(&self, label: &[u8]) -> [u8; MASTER_BYTES] {
+        let master = self.0.first().copied().unwrap_or_default();
+        let master = hmac::Key::new(hmac::HMAC_SHA256, &master);
+        cut(&hmac::sign(&master, label))
+    }
+
+    fn lookup(&self) -> [u8; MASTER_BYTES] {
+        let kept = self.0.get(1).copied();
+        kept.unwrap_or_else(|| self.derived(LOOKUP))
+    }
+
+    fn former(&self) -> &[[u8; MASTER_BYTES]] {
+        self.0.get(2..).unwrap_or_default()
+    }
+
+    /// Removes a key that was prepared and is not used.
+    pub(crate) fn forget_prepared(path: &Path) -> Result<(), Error> {
+        match fs::remove_file(unfinished(path)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::KeyFile {
+                path: path.into(),
+                source,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Writes the key durably beside the key file, which [`Self::publish`] makes of it once the store of
     /// this key is complete: a key file says that there is such a store.
     pub(crate) fn prepare(&self, path: &Path) -> Result<(), Error> {
-        write_beside(path, self.0.as_slice()).map_err(|source| Error::KeyFile {
+        let bytes = Zeroizing::new(self.0.concat());
+        write_beside(path, &bytes).map_err(|source| Error::KeyFile {
             path: path.into(),
             source,
         })
@@ -142,9 +193,16 @@ pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Error> {
     SystemRandom::new().fill(bytes).map_err(|_| Error::Random)
 }
 
+const ACCOUNT: &[u8] = b"campanile account key";
+const LOOKUP: &[u8] = b"campanile lookup";
+const SECRET: &[u8] = b"campanile secret";
+const CHECK: &[u8] = b"campanile key check";
+
 /// The keys derived from the master key, one per purpose.
 pub(crate) struct Keys {
     account: hmac::Key,
+    /// Of former master keys.
+    former: Vec<hmac::Key>,
     secret: hmac::Key,
     lookup: hmac::Key,
     check: [u8; CHECK_BYTES],
@@ -152,16 +210,14 @@ pub(crate) struct Keys {
 
 impl Keys {
     pub(crate) fn derive(master: &MasterKey) -> Self {
-        let master = hmac::Key::new(hmac::HMAC_SHA256, master.0.as_slice());
-        let derive = |label: &[u8]| {
-            let tag = hmac::sign(&master, label);
-            hmac::Key::new(hmac::HMAC_SHA256, tag.as_ref())
-        };
+        let key = |bytes: &[u8; MASTER_BYTES]| hmac::Key::new(hmac::HMAC_SHA256, bytes);
+        let kept = master.0.get(1..).unwrap_or_default().concat();
         Self {
-            account: derive(b"campanile account key"),
-            secret: derive(b"campanile secret"),
-            lookup: derive(b"campanile lookup"),
-            check: cut(&hmac::sign(&master, b"campanile key check")),
+            account: key(&master.derived(ACCOUNT)),
+            former: master.former().iter().map(key).collect(),
+            secret: key(&master.derived(SECRET)),
+            lookup: key(&master.lookup()),
+            check: master.derived(&[CHECK, &kept].concat()),
         }
     }
 
@@ -175,11 +231,19 @@ impl Keys {
         AccountKey(cut(&hmac::sign(&self.account, account.as_str().as_bytes())))
     }
 
-    /// The secret of the registration with this salt.
-    pub(crate) fn secret(&self, salt: &Salt) -> SecretText {
-        let tag = hmac::sign(&self.secret, salt);
+    /// All keys that registrations of an account may have: that of [`Self::account`] first, then those they
+    /// had under former master keys and have until they are renewed.
+    pub(crate) fn accounts(&self, account: &BareJid) -> Vec<AccountKey> {
+        let keys = std::iter::once(&self.account).chain(&self.former);
+        keys.map(|key| AccountKey(cut(&hmac::sign(key, account.as_str().as_bytes()))))
+            .collect()
+    }
+
+    /// The secret of the registration with this salt and mask.
+    pub(crate) fn secret(&self, salt: &Salt, mask: &Mask) -> SecretText {
+        let bytes = self.secret_bytes(salt, mask);
         let mut text = Zeroizing::new([0; SecretText::DIGITS]);
-        let digits = tag.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
         for (to, digit) in text.iter_mut().zip(digits) {
             *to = if digit < 10 {
                 b'0' + digit
@@ -188,6 +252,19 @@ impl Keys {
             };
         }
         SecretText(text)
+    }
+
+    fn secret_bytes(&self, salt: &Salt, mask: &Mask) -> Zeroizing<[u8; 32]> {
+        let mut bytes = Zeroizing::new(cut(&hmac::sign(&self.secret, salt)));
+        for (byte, mask) in bytes.iter_mut().zip(mask) {
+            *byte ^= mask;
+        }
+        bytes
+    }
+
+    /// The mask with which `new` keys give the secret that these give: it tells nothing of it without them.
+    pub(crate) fn mask_for(&self, new: &Self, salt: &Salt, mask: &Mask) -> Mask {
+        *new.secret_bytes(salt, &self.secret_bytes(salt, mask))
     }
 
     /// The key of the registration that this secret opens.
@@ -225,14 +302,45 @@ mod tests {
 
     use super::*;
 
+    const NO_MASK: Mask = [0; 32];
+
+    #[test]
+    fn a_new_key_finds_what_was_made_with_the_ones_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("registration.key");
+        let jid = BareJid::new("ada", Domain::new("chat.example"));
+        let mut master = MasterKey::generate().unwrap();
+        let first = Keys::derive(&master);
+        let secret = first.secret(&[7; 32], &NO_MASK);
+        let registration = first.registration("s", "n", secret.as_str());
+        let (mut keys, mut mask) = (Keys::derive(&master), NO_MASK);
+        for rotation in 1..=FORMER_MAX + 2 {
+            let rotated = master.rotated().unwrap();
+            rotated.prepare(&path).unwrap();
+            MasterKey::publish(&path).unwrap();
+            master = MasterKey::load(&path).unwrap().unwrap();
+            let new = Keys::derive(&master);
+            mask = keys.mask_for(&new, &[7; 32], &mask);
+            assert_ne!(new.secret(&[7; 32], &NO_MASK).as_str(), secret.as_str());
+            assert_eq!(new.secret(&[7; 32], &mask).as_str(), secret.as_str());
+            assert!(new.registration("s", "n", secret.as_str()) == registration);
+            assert_ne!(new.check(), keys.check());
+            assert!(new.account(&jid) != keys.account(&jid));
+            assert!(new.accounts(&jid)[0] == new.account(&jid));
+            let found = new.accounts(&jid).contains(&first.account(&jid));
+            assert_eq!(found, rotation <= FORMER_MAX);
+            keys = new;
+        }
+    }
+
     fn keys(seed: u8) -> Keys {
-        Keys::derive(&MasterKey(Zeroizing::new([seed; MASTER_BYTES])))
+        Keys::derive(&MasterKey(Zeroizing::new(vec![[seed; MASTER_BYTES]])))
     }
 
     #[test]
     fn a_secret_is_64_lower_case_hex_digits_and_always_the_same() {
         let keys = keys(1);
-        let secret = keys.secret(&[7; 32]);
+        let secret = keys.secret(&[7; 32], &NO_MASK);
         assert_eq!(secret.as_str().len(), 64);
         assert!(
             secret
@@ -240,8 +348,8 @@ mod tests {
                 .bytes()
                 .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
         );
-        assert_eq!(secret.as_str(), keys.secret(&[7; 32]).as_str());
-        assert_ne!(secret.as_str(), keys.secret(&[8; 32]).as_str());
+        assert_eq!(secret.as_str(), keys.secret(&[7; 32], &NO_MASK).as_str());
+        assert_ne!(secret.as_str(), keys.secret(&[8; 32], &NO_MASK).as_str());
     }
 
     #[test]
@@ -292,7 +400,7 @@ mod tests {
             Err(Error::KeyFileExposed { .. })
         ));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        for length in [0, 31, 33] {
+        for length in [0, 31, 33, 64, FILE_BYTES_MAX + 32] {
             fs::write(&path, vec![1; length]).unwrap();
             assert!(matches!(
                 MasterKey::load(&path),

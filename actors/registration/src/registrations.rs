@@ -52,14 +52,20 @@ impl Registrations {
         let has_key = key.is_some();
         let is_first_start = is_first_start(config, has_key)?;
         let store = SledStore::open(&config.path, config.cache_bytes)?;
-        let keys = if is_first_start {
-            begin(config, &store)?
+        let OpenKeys { keys, publish } = if is_first_start {
+            let keys = begin(config, &store)?;
+            OpenKeys {
+                keys,
+                publish: true,
+            }
         } else {
             keys_of(config, key, &store)?
         };
-        if !has_key {
+        if publish {
             // Last, because from now on a store that is missing is a loss.
             MasterKey::publish(&config.key_file)?;
+        } else {
+            MasterKey::forget_prepared(&config.key_file)?;
         }
         Ok(Self::new(config, clock, Arc::new(store), keys))
     }
@@ -183,25 +189,39 @@ fn writable(directory: &Path) -> io::Result<()> {
     tempfile::tempfile_in(nearest.unwrap_or(Path::new("."))).map(drop)
 }
 
-/// The keys, if they are those that the store was written with. Without a key file they may be those that
-/// a first start has prepared.
-fn keys_of(config: &Config, key: Option<MasterKey>, store: &SledStore) -> Result<Keys, Error> {
+/// The keys, if they are those that the store was written with. They may be those that a first start or a
+/// rotation has prepared.
+fn keys_of(config: &Config, key: Option<MasterKey>, store: &SledStore) -> Result<OpenKeys, Error> {
     let check = store.key_check()?.ok_or(Error::StoreUnopenable {
         path: config.path.clone(),
         cause: Fault::Corruption,
     })?;
     let fits = |keys: &Keys| keys.check() == check.as_ref();
+    let prepared = || {
+        let prepared = MasterKey::prepared(&config.key_file).map(|key| Keys::derive(&key));
+        prepared.filter(fits)
+    };
+    let from = |keys, publish| OpenKeys { keys, publish };
     match key.map(|key| Keys::derive(&key)) {
-        Some(keys) if fits(&keys) => Ok(keys),
-        Some(_) => Err(Error::KeyFileMismatch {
-            path: config.key_file.clone(),
-            store: config.path.clone(),
-        }),
-        None => MasterKey::prepared(&config.key_file)
-            .map(|key| Keys::derive(&key))
-            .filter(fits)
+        Some(keys) if fits(&keys) => Ok(from(keys, false)),
+        // A rotation that was cut short after the exchange of the stores.
+        Some(_) => prepared()
+            .map(|keys| from(keys, true))
+            .ok_or_else(|| Error::KeyFileMismatch {
+                path: config.key_file.clone(),
+                store: config.path.clone(),
+            }),
+        None => prepared()
+            .map(|keys| from(keys, true))
             .ok_or_else(|| key_missing(config)),
     }
+}
+
+/// Keys that fit the store.
+struct OpenKeys {
+    keys: Keys,
+    /// Whether they are those that are prepared, and not yet in the key file.
+    publish: bool,
 }
 
 fn key_missing(config: &Config) -> Error {

@@ -17,7 +17,7 @@ use actix::{
 use messages::{
     Claim, DeadPush, DeadPushBatch, DescribeRegistrations, DeviceToken, Drain, Drained,
     EraseRegistrations, FindRegistration, Health, Probe, PushOutcome, Register, RegistrationKey,
-    RegistryError, Rejection, RemoveTokens, SweepExpired, TouchBatch, Unregister,
+    RegistryError, Rejection, RemoveTokens, RotateKeys, SweepExpired, TouchBatch, Unregister,
 };
 use tokio::sync::oneshot;
 
@@ -49,6 +49,8 @@ pub struct Handles {
     pub describe: Recipient<DescribeRegistrations>,
     /// Erases registrations.
     pub erase: Recipient<EraseRegistrations>,
+    /// Makes new keys.
+    pub rotate: Recipient<RotateKeys>,
     /// Writes all that waits and stops taking requests.
     pub drain: Recipient<Drain>,
     /// Counters.
@@ -107,6 +109,7 @@ pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
         find: address.clone().recipient(),
         describe: address.clone().recipient(),
         erase: address.clone().recipient(),
+        rotate: address.clone().recipient(),
         drain: address.clone().recipient(),
         probe: address.recipient(),
     })
@@ -322,6 +325,14 @@ impl Handler<EraseRegistrations> for Registry {
 
     fn handle(&mut self, erase: EraseRegistrations, _: &mut Self::Context) -> Self::Result {
         self.request_about(erase.claim, Job::Erase)
+    }
+}
+
+impl Handler<RotateKeys> for Registry {
+    type Result = Response<<RotateKeys as actix::Message>::Result>;
+
+    fn handle(&mut self, _: RotateKeys, _: &mut Self::Context) -> Self::Result {
+        self.request(Job::Rotate)
     }
 }
 

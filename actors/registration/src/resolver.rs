@@ -88,7 +88,7 @@ impl Resolver {
         let key = keys.registration(service, node, secret);
         let mut verdict = Ok(Err(Rejection::UnknownNode));
         store.read(key, &mut |record: &Record<'_>| {
-            let derived = keys.secret(&record.salt);
+            let derived = keys.secret(&record.salt, &record.mask);
             let secret_fits = derived.as_str().as_bytes().ct_eq(secret.as_bytes());
             let may_publish = bool::from(secret_fits)
                 & (record.service == service)

@@ -1,5 +1,6 @@
 //! What the single writer does with the store: each request as a read, a decision, and writes.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,9 +14,9 @@ use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use crate::erasure::{self, Erasure, Exchange, Patience};
-use crate::keys::{Keys, Salt, fill};
+use crate::keys::{AccountKey, Keys, Mask, MasterKey, Salt, fill};
 use crate::registrations::Living;
-use crate::store::{PushTimes, Record, RegistrationStore, last_use};
+use crate::store::{PushTimes, Record, RegistrationStore, Visit, last_use};
 use crate::touches::Touches;
 use crate::{Config, Error, Fault};
 
@@ -37,6 +38,7 @@ pub(crate) enum Job {
     Sift(DeviceToken, Option<RegistrationKey>, Reply<Sifted>),
     Describe(Claim, Reply<Vec<RegistrationDetails>>),
     Erase(Claim, Reply<Vec<RegistrationDetails>>),
+    Rotate(Reply<()>),
     WriteTouches,
 }
 
@@ -83,6 +85,7 @@ pub(crate) struct Writer {
     touches: Arc<Mutex<Touches>>,
     counters: Arc<Counters>,
     clock: Clock,
+    key_file: PathBuf,
     per_account_max: usize,
     unsynced: bool,
     unflushed: bool,
@@ -116,6 +119,7 @@ impl Writer {
             touches,
             counters,
             clock,
+            key_file: config.key_file.clone(),
             per_account_max: usize::try_from(config.registrations_per_account_max)
                 .unwrap_or(usize::MAX),
             unsynced: false,
@@ -154,10 +158,19 @@ impl Writer {
     /// # Errors
     /// [`Broken`], after which the writer must not be used again.
     pub(crate) fn step(&mut self) -> Result<(), Broken> {
-        match self.erasure.step(&self.store, self.keys.check()) {
+        match self.erasure.step(&self.store, &self.keys) {
             Ok(None) => {}
-            Ok(Some(Exchange { store, owed })) => {
+            Ok(Some(Exchange { store, keys, owed })) => {
                 count(&self.counters.rewrites, 1);
+                if let Some(keys) = keys {
+                    // Cut short before this, the next start does it.
+                    if let Err(error) = MasterKey::publish(&self.key_file) {
+                        self.failed(&error);
+                        self.broken = true;
+                        return self.intact();
+                    }
+                    self.keys = keys;
+                }
                 self.living.store(Arc::new(Living {
                     store: Arc::clone(&store),
                     keys: Arc::clone(&self.keys),
@@ -210,6 +223,7 @@ impl Writer {
                 ))
             }
             Job::Erase(claim, reply) => self.erase(&claim, reply),
+            Job::Rotate(reply) => self.rotate(reply),
             Job::WriteTouches => {
                 // Counted and logged; the times are lost, which is what times may be.
                 let _ = self.write_touches();
@@ -243,41 +257,42 @@ impl Writer {
 
     fn register(&mut self, register: &Register) -> Result<Registered, RegistryError> {
         let account = self.keys.account(&register.account);
+        let accounts = self.keys.accounts(&register.account);
         let (app, device_token) = (register.app.as_str(), register.device_token.as_str());
         let (service, node) = (register.service.as_str(), register.node.as_str());
         let mut known = None;
         let mut stale = Vec::new();
         let mut others = 0_usize;
-        self.store
-            .of_account(account, &mut |key, record| {
-                if record.service == service && record.node == node {
-                    known = Some((record.salt, record.registered_at));
-                } else if record.node != node
-                    && record.app == app
-                    && record.device_token == device_token
-                {
-                    // A device has one token per app, so this node is one it has given up.
-                    stale.push(key);
-                } else {
-                    others += 1;
-                }
-            })
-            .map_err(|error| self.failed(&error))?;
+        self.of_accounts(&accounts, &mut |key, record| {
+            if record.service == service && record.node == node {
+                known = Some((record.salt, record.mask, record.registered_at));
+            } else if record.node != node
+                && record.app == app
+                && record.device_token == device_token
+            {
+                // A device has one token per app, so this node is one it has given up.
+                stale.push(key);
+            } else {
+                others += 1;
+            }
+        })
+        .map_err(|error| self.failed(&error))?;
         if known.is_none() && others >= self.per_account_max {
             return Err(RegistryError::TooMany);
         }
         let now = self.clock.now();
-        let (salt, registered_at) = match known {
+        let (salt, mask, registered_at) = match known {
             Some(known) => known,
-            None => (self.new_salt()?, now),
+            None => (self.new_salt()?, Mask::default(), now),
         };
-        let secret = self.keys.secret(&salt);
+        let secret = self.keys.secret(&salt, &mask);
         let key = self.keys.registration(service, node, secret.as_str());
         let record = Record {
             registered_at,
             renewed_at: now,
             account,
             salt,
+            mask,
             device_token,
             node,
             app,
@@ -288,7 +303,7 @@ impl Writer {
         self.store
             .put(key, &record)
             .map_err(|error| self.failed(&error))?;
-        self.erasure.mirror(|copy| copy.put(key, &record));
+        self.erasure.mirror_put(key, &record);
         for key in stale {
             self.remove(key)?;
         }
@@ -298,17 +313,22 @@ impl Writer {
         })
     }
 
+    /// Shows the registrations of an account under all keys that it may have.
+    fn of_accounts(&self, keys: &[AccountKey], visit: &mut Visit<'_>) -> Result<(), Error> {
+        keys.iter()
+            .try_for_each(|key| self.store.of_account(*key, visit))
+    }
+
     fn unregister(&mut self, unregister: &Unregister) -> Result<Removed, RegistryError> {
-        let account = self.keys.account(&unregister.account);
+        let accounts = self.keys.accounts(&unregister.account);
         let (service, node) = (unregister.service.as_str(), unregister.node.as_str());
         let mut own = Vec::new();
-        self.store
-            .of_account(account, &mut |key, record| {
-                if record.service == service && record.node == node {
-                    own.push(key);
-                }
-            })
-            .map_err(|error| self.failed(&error))?;
+        self.of_accounts(&accounts, &mut |key, record| {
+            if record.service == service && record.node == node {
+                own.push(key);
+            }
+        })
+        .map_err(|error| self.failed(&error))?;
         self.remove_all(own)
     }
 
@@ -412,7 +432,7 @@ impl Writer {
             let keys = &self.keys;
             self.store
                 .read(key, &mut |record| {
-                    let derived = keys.secret(&record.salt);
+                    let derived = keys.secret(&record.salt, &record.mask);
                     if bool::from(derived.as_str().as_bytes().ct_eq(secret.as_bytes())) {
                         found = Some(key);
                     }
@@ -454,8 +474,7 @@ impl Writer {
         };
         match claim {
             Claim::Account(account) => {
-                let account = self.keys.account(account);
-                self.store.of_account(account, &mut visit)?;
+                self.of_accounts(&self.keys.accounts(account), &mut visit)?;
             }
             Claim::Registrations(keys) => {
                 for key in keys {
@@ -494,6 +513,27 @@ impl Writer {
                 None
             }
             Err(error) => Some(answer(reply, Err(error))),
+        }
+    }
+
+    /// Makes a new master key, and answers once all registrations are under it and the old store is gone.
+    fn rotate(&mut self, reply: Reply<()>) -> Option<Answer> {
+        let prepared = MasterKey::load(&self.key_file).and_then(|key| {
+            let key = key.ok_or_else(|| Error::KeyFileMissing {
+                path: self.key_file.clone(),
+                store: self.key_file.clone(),
+            })?;
+            let rotated = key.rotated()?;
+            rotated.prepare(&self.key_file)?;
+            Ok(Keys::derive(&rotated))
+        });
+        match prepared {
+            Ok(keys) => {
+                self.erasure
+                    .owe_rotation(Arc::new(keys), answer(reply, Ok(())));
+                None
+            }
+            Err(error) => Some(answer(reply, Err(self.failed(&error)))),
         }
     }
 

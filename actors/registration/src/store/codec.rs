@@ -4,9 +4,11 @@
 use messages::{ErrorReason, Touch, UnixSeconds};
 
 use crate::Error;
-use crate::keys::{AccountKey, Salt};
+use crate::keys::{AccountKey, Mask, Salt};
 
 const RECORD_VERSION: u8 = 1;
+/// With a mask behind the salt.
+const MASKED_VERSION: u8 = 2;
 const TIMES_VERSION: u8 = 1;
 /// No field is longer (a node has at most 1,024 bytes, a domain 1,023), and values stay far below the
 /// size from which the engine would give them a file of their own.
@@ -21,6 +23,7 @@ pub(crate) struct Record<'a> {
     pub(crate) renewed_at: UnixSeconds,
     pub(crate) account: AccountKey,
     pub(crate) salt: Salt,
+    pub(crate) mask: Mask,
     pub(crate) device_token: &'a str,
     pub(crate) node: &'a str,
     pub(crate) app: &'a str,
@@ -37,13 +40,21 @@ impl<'a> Record<'a> {
             self.service,
             self.domain,
         ];
-        let bytes = texts.iter().map(|text| text.len() + 2).sum::<usize>() + 65;
+        let bytes = texts.iter().map(|text| text.len() + 2).sum::<usize>() + 97;
         let mut to = Vec::with_capacity(bytes);
-        to.push(RECORD_VERSION);
+        let is_masked = self.mask != Mask::default();
+        to.push(if is_masked {
+            MASKED_VERSION
+        } else {
+            RECORD_VERSION
+        });
         to.extend(self.registered_at.0.to_be_bytes());
         to.extend(self.renewed_at.0.to_be_bytes());
         to.extend(self.account.0);
         to.extend(self.salt);
+        if is_masked {
+            to.extend(self.mask);
+        }
         for text in texts {
             match u16::try_from(text.len()) {
                 Ok(length) if text.len() <= FIELD_BYTES_MAX => to.extend(length.to_be_bytes()),
@@ -56,14 +67,20 @@ impl<'a> Record<'a> {
 
     pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, Error> {
         let mut from = Bytes(bytes);
-        if from.array()? != [RECORD_VERSION] {
-            return Err(Error::Record);
-        }
+        let is_masked = match from.array()? {
+            [RECORD_VERSION] => false,
+            [MASKED_VERSION] => true,
+            _ => return Err(Error::Record),
+        };
         let record = Self {
             registered_at: from.seconds()?,
             renewed_at: from.seconds()?,
             account: AccountKey(from.array()?),
             salt: from.array()?,
+            mask: match is_masked {
+                true => from.array()?,
+                false => Mask::default(),
+            },
             device_token: from.text()?,
             node: from.text()?,
             app: from.text()?,
@@ -186,6 +203,7 @@ mod tests {
             renewed_at: u64,
             account: [u8; 16],
             salt: [u8; 32],
+            mask in of(any::<[u8; 32]>()),
             texts in vec(".{0,300}", 5),
         ) {
             let record = Record {
@@ -193,6 +211,7 @@ mod tests {
                 renewed_at: UnixSeconds(renewed_at),
                 account: AccountKey(account),
                 salt,
+                mask: mask.unwrap_or_default(),
                 device_token: &texts[0],
                 node: &texts[1],
                 app: &texts[2],
@@ -251,6 +270,7 @@ mod tests {
             renewed_at: UnixSeconds(0x0102),
             account: AccountKey([0xaa; 16]),
             salt: [0xbb; 32],
+            mask: [0; 32],
             device_token: "t",
             node: "no",
             app: "",
@@ -264,7 +284,15 @@ mod tests {
         bytes.extend([0xbb; 32]);
         bytes.extend(b"\0\x01t\0\x02no\0\0\0\x01s\0\x01d");
         assert_eq!(record.encode().unwrap(), bytes);
-        bytes[0] = 2;
+        let masked = Record {
+            mask: [0xcc; 32],
+            ..record
+        };
+        let mut expected = bytes.clone();
+        expected[0] = 2;
+        expected.splice(65..65, [0xcc; 32]);
+        assert_eq!(masked.encode().unwrap(), expected);
+        bytes[0] = 3;
         assert!(matches!(Record::decode(&bytes), Err(Error::Record)));
     }
 }

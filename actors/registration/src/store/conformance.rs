@@ -76,6 +76,7 @@ fn apply(store: &dyn RegistrationStore, operation: &Operation) -> String {
                 renewed_at: UnixSeconds(*renewed_at),
                 account: AccountKey([*account; 16]),
                 salt: [*k; 32],
+                mask: [0; 32],
                 device_token: TOKENS[*token],
                 node: "node",
                 app: APPS[*app],

@@ -377,15 +377,21 @@ impl RegistrationStore for SledStore {
 
     fn put(&self, key: RegistrationKey, record: &Record<'_>) -> Result<(), Error> {
         let bytes = record.encode()?;
-        let token = token_entry(record, key);
-        let mut outdated = None;
+        let (account, token) = (account_entry(record, key), token_entry(record, key));
+        let mut outdated = (None, None);
         self.read(key, &mut |before| {
-            outdated = Some(token_entry(before, key)).filter(|before| *before != token);
+            outdated = (
+                Some(account_entry(before, key)).filter(|before| *before != account),
+                Some(token_entry(before, key)).filter(|before| *before != token),
+            );
         })?;
-        self.account.insert(account_entry(record, key), &[])?;
+        self.account.insert(account, &[])?;
         self.token.insert(token, &[])?;
         self.registration.insert(key.0, bytes)?;
-        if let Some(entry) = outdated {
+        if let Some(entry) = outdated.0 {
+            self.account.remove(entry)?;
+        }
+        if let Some(entry) = outdated.1 {
             self.token.remove(entry)?;
         }
         Ok(())
@@ -499,6 +505,7 @@ mod tests {
             renewed_at: UnixSeconds(2),
             account: AccountKey([3; 16]),
             salt: [4; 32],
+            mask: [0; 32],
             device_token: "aa",
             node: "node",
             app: "app",

@@ -264,3 +264,72 @@ async fn all_that_is_kept_is_described() {
     .unwrap();
     assert!(!holds(fixture.directory.path(), "InternalServerError"));
 }
+
+#[actix::test]
+async fn nobody_notices_new_keys() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    let eve = secret(&registry, EVE, NODE, "e").await;
+    let key = || fs::read(&fixture.config.key_file).unwrap();
+    let first = key();
+    let before = only(&registrations, ADA);
+    for rotation in 1..=2 {
+        let rotating = registry.rotate.send(messages::RotateKeys);
+        // One that comes meanwhile is put under the new key as well.
+        let name = format!("new{rotation}");
+        let meanwhile = secret(&registry, &name, NODE, "f");
+        let (rotated, new) = tokio::join!(rotating, meanwhile);
+        rotated.unwrap().unwrap();
+        assert!(!key().starts_with(&first));
+        assert_eq!(key().len(), 32 * (2 + rotation));
+        // All that is known of a registration stays, its secret included.
+        assert_eq!(only(&registrations, ADA), before);
+        assert_eq!(secret(&registry, &name, NODE, "f").await, new);
+        let find = FindRegistration {
+            services: vec![service()],
+            node: NodeId::new(NODE).unwrap(),
+            secret: Secret::new(&ada).unwrap(),
+        };
+        let found = registry.find.send(find).await.unwrap().unwrap();
+        assert_eq!(found, Some(before.registration));
+    }
+    let old = &first[..32];
+    assert!(!key().windows(32).any(|window| window == old));
+    // Renewing, ending and a restart.
+    assert_eq!(secret(&registry, EVE, NODE, "b").await, eve);
+    assert_eq!(registrations.describe(&account(EVE)).unwrap().len(), 1);
+    Fixture::stop(registrations, registry).await;
+    let (registrations, registry) = fixture.start();
+    assert_eq!(secret(&registry, ADA, NODE, "a").await, ada);
+    assert_eq!(crate::fixture::unregister(&registry, EVE, NODE).await, 1);
+    assert!(registrations.describe(&account(EVE)).unwrap().is_empty());
+}
+
+#[actix::test]
+async fn a_rotation_that_was_cut_short_after_the_exchange_is_finished() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    let old = fs::read(&fixture.config.key_file).unwrap();
+    registry
+        .rotate
+        .send(messages::RotateKeys)
+        .await
+        .unwrap()
+        .unwrap();
+    Fixture::stop(registrations, registry).await;
+    // As if the new key had not got its name yet.
+    let unfinished = fixture.config.key_file.with_extension("unfinished");
+    fs::rename(&fixture.config.key_file, &unfinished).unwrap();
+    fs::write(&fixture.config.key_file, &old).unwrap();
+    fs::set_permissions(
+        &fixture.config.key_file,
+        std::os::unix::fs::PermissionsExt::from_mode(0o600),
+    )
+    .unwrap();
+    assert!(registration::inspect(&fixture.config).is_empty());
+    let (_registrations, registry) = fixture.start();
+    assert!(!unfinished.exists());
+    assert_eq!(secret(&registry, ADA, NODE, "a").await, ada);
+}
