@@ -144,6 +144,9 @@ pub struct Config {
     /// Whether streams are opened to addresses that are not public, such as private, loopback and
     /// link-local ones, because a peer's domain names them. Those of `hosts` are always allowed.
     pub allow_private_targets: bool,
+    /// How people are answered about their data. Not of this table: whoever starts this crate says it.
+    #[serde(skip)]
+    pub privacy: Privacy,
 }
 
 impl Default for Config {
@@ -207,8 +210,18 @@ impl Default for Config {
             hosts: Vec::new(),
             name_servers: Vec::new(),
             allow_private_targets: false,
+            privacy: Privacy::default(),
         }
     }
+}
+
+/// How people are answered about their data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Privacy {
+    /// The part before the @ of the address that codes are sent to; none where nobody takes them.
+    pub localpart: Option<String>,
+    /// Whether there are commands to get and to erase one's data.
+    pub self_service: bool,
 }
 
 /// A version of TLS.

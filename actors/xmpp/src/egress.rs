@@ -79,6 +79,8 @@ pub struct Edges {
     pub register: Recipient<Register>,
     /// Ends of registrations.
     pub unregister: Recipient<Unregister>,
+    /// What people ask about their data on streams that go both ways; none where nobody answers.
+    pub privacy: Option<gate::PrivacyEdges>,
 }
 
 /// Starts an egress on the current arbiter.
@@ -91,11 +93,13 @@ pub fn start(ingress: &Ingress, edges: Edges) -> Handles {
             publish,
             register,
             unregister,
+            privacy,
         } = edges;
         let edges = gate::Edges {
             publish,
             register,
             unregister,
+            privacy,
             // Who may ask on a stream of this egress is answered on it.
             egress: vec![ctx.address().recipient()],
         };

@@ -13,7 +13,10 @@ use actix::{
     Supervised, Supervisor,
 };
 use futures_util::future::join_all;
-use messages::{Drain, Drained, Health, Probe, PublishBatch, Register, Unregister};
+use messages::{
+    ConfirmCase, Drain, Drained, Health, OfferPost, Probe, PublishBatch, Register,
+    RunPrivacyCommand, SendMessage, Unregister,
+};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -22,7 +25,7 @@ use crate::Ingress;
 use crate::census::Seat;
 use crate::component::{self, Component};
 use crate::egress::EgressBatch;
-use crate::session::Session;
+use crate::session::{self, Session};
 use crate::stream::tls::Kind;
 
 /// Silence after which the system asks whether the peer is still there.
@@ -43,9 +46,22 @@ pub struct Edges {
     pub register: Recipient<Register>,
     /// Ends of registrations.
     pub unregister: Recipient<Unregister>,
+    /// What people ask about their data; none where nobody answers.
+    pub privacy: Option<PrivacyEdges>,
     /// Answers, to the egresses of all lanes in the same order on each lane: the peer's domain decides
     /// which one owns its stream.
     pub egress: Vec<Recipient<EgressBatch>>,
+}
+
+/// Who answers people about their data.
+#[derive(Clone)]
+pub struct PrivacyEdges {
+    /// Takes codes.
+    pub confirm: Recipient<ConfirmCase>,
+    /// Goes on with commands.
+    pub command: Recipient<RunPrivacyCommand>,
+    /// Is told by each gate that it sends messages.
+    pub offer: Recipient<OfferPost>,
 }
 
 /// What a gate accepts.
@@ -156,10 +172,18 @@ pub fn start(ingress: &Ingress, edges: Edges) -> Handles {
         sessions: Vec::new(),
         components: Vec::new(),
     };
+    let offer = gate.lane.edges.privacy.as_ref();
+    let offer = offer.map(|privacy| privacy.offer.clone());
     let address = Supervisor::start(|ctx: &mut Context<Gate>| {
         ctx.set_mailbox_capacity(0);
         gate
     });
+    if let Some(offer) = offer {
+        let post = address.clone().recipient();
+        if offer.try_send(OfferPost { post }).is_err() {
+            tracing::error!("nobody answers people about their data");
+        }
+    }
     Handles {
         adopt: address.clone().recipient(),
         attach: address.clone().recipient(),
@@ -253,6 +277,20 @@ impl Handler<Component> for Gate {
     fn handle(&mut self, component: Component, _: &mut Self::Context) {
         let session = component::start(Rc::clone(&self.lane), component.clone());
         self.components.push((component, session));
+    }
+}
+
+impl Handler<SendMessage> for Gate {
+    type Result = bool;
+
+    /// Over the stream of a component, if the domain is one of this lane, else over a stream to the peer.
+    fn handle(&mut self, message: SendMessage, _: &mut Self::Context) -> Self::Result {
+        let domain = message.from.domain();
+        let mut components = self.components.iter();
+        if let Some((_, session)) = components.find(|(known, _)| known.domain() == domain) {
+            return session.try_send(message).is_ok();
+        }
+        self.lane.ingress.served(domain.as_str()).is_some() && session::post(&self.lane, &message)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::stream::identity::{self, Credential, Names, Trust};
 use crate::stream::pings::Pings;
 use crate::stream::resolve::{Hosts, Resolver, Security, Target};
 use crate::stream::tls::{self, Certificates, Credentials, Kind};
-use crate::{Config, DomainConfig, Error, TlsVersion, listener};
+use crate::{Config, DomainConfig, Error, Privacy, TlsVersion, listener};
 
 /// Days before its end from which a certificate is reported.
 pub(crate) const EXPIRY_DAYS: u64 = 30;
@@ -98,7 +98,7 @@ impl Ingress {
         version: &'static str,
     ) -> Result<Self, Vec<Error>> {
         let mut errors = config.errors();
-        let loaded = load_domains(domains, &mut errors);
+        let loaded = load_domains(domains, &config.privacy, &mut errors);
         let hosts = load_hosts(config, &mut errors);
         let policy = Policy::load(config, &mut errors);
         let (trust, unreadable) = load_trust(config);
@@ -306,6 +306,7 @@ struct Loaded {
     apps: Vec<AppId>,
     contacts: crate::Contacts,
     disclosure: Disclosure,
+    privacy: Privacy,
     /// None of a domain that is only a component.
     certified: Option<Certified>,
 }
@@ -317,6 +318,7 @@ impl Loaded {
             apps: self.apps,
             contacts: self.contacts,
             disclosure: self.disclosure,
+            privacy: self.privacy,
             software: "Campanile",
             version,
         }
@@ -337,7 +339,11 @@ impl Loaded {
     }
 }
 
-fn load_domains(domains: &[DomainConfig], errors: &mut Vec<Error>) -> Vec<Loaded> {
+fn load_domains(
+    domains: &[DomainConfig],
+    privacy: &Privacy,
+    errors: &mut Vec<Error>,
+) -> Vec<Loaded> {
     if domains.is_empty() {
         errors.push(Error::NoDomains);
     }
@@ -381,6 +387,7 @@ fn load_domains(domains: &[DomainConfig], errors: &mut Vec<Error>) -> Vec<Loaded
                 apps: config.apps.iter().map(|app| AppId::new(app)).collect(),
                 contacts: config.contacts.clone(),
                 disclosure: config.disclosure,
+                privacy: privacy.clone(),
                 certified,
             }),
             Err(error) => errors.push(error),
@@ -459,7 +466,7 @@ pub struct Finding {
 #[must_use]
 pub fn inspect(config: &Config, domains: &[DomainConfig], clock: &Clock) -> Vec<Finding> {
     let mut errors = config.errors();
-    load_domains(domains, &mut errors);
+    load_domains(domains, &config.privacy, &mut errors);
     load_hosts(config, &mut errors);
     Policy::load(config, &mut errors);
     let (trust, unreadable) = load_trust(config);

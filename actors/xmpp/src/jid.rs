@@ -67,6 +67,19 @@ impl Jid {
     }
 }
 
+/// The bare JID of an account, prepared, from what an operator typed; `None` when it is none.
+#[must_use]
+pub fn prepare_account(text: &str) -> Option<BareJid> {
+    let jid = Jid::parse(text).ok()?;
+    jid.resource.is_none().then(|| jid.account()).flatten()
+}
+
+/// A domain, prepared, from what an operator typed; `None` when it is none.
+#[must_use]
+pub fn prepare_service(text: &str) -> Option<Domain> {
+    prepare_domain(text).ok()
+}
+
 /// Localpart, domain and resource as written: cut at the first `/`, then at the first `@` before it
 /// (RFC 7622 §3.1).
 fn split(text: &str) -> (Option<&str>, &str, Option<&str>) {

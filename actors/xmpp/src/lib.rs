@@ -42,6 +42,9 @@ mod session;
 mod stream;
 mod xml;
 
-pub use config::{ComponentConfig, Config, Contacts, DomainConfig, HostOverride, TlsVersion};
+pub use config::{
+    ComponentConfig, Config, Contacts, DomainConfig, HostOverride, Privacy, TlsVersion,
+};
 pub use error::Error;
 pub use ingress::{Finding, Ingress, inspect};
+pub use jid::{prepare_account, prepare_service};

@@ -19,8 +19,8 @@ use futures_util::StreamExt as _;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use messages::{
-    Domain, Drain, Drained, Origin, OutcomeBatch, Publish, PublishBatch, PushOutcome,
-    RegistryError, Rejection, Ticket,
+    CommandError, Domain, Drain, Drained, Origin, OutcomeBatch, Publish, PublishBatch, PushOutcome,
+    RegistryError, Rejection, SendMessage, Ticket,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
@@ -51,6 +51,10 @@ const TICK: Duration = Duration::from_millis(500);
 const BACKSTOP: Duration = Duration::from_secs(2);
 /// How long the registry may take.
 const REGISTRY_LIMIT: Duration = Duration::from_secs(5);
+/// How long an erasure may take until its command is answered without it; it goes on all the same.
+const QUESTION_LIMIT: Duration = Duration::from_secs(120);
+/// Questions about personal data that one stream may have unanswered.
+const QUESTIONS_MAX: usize = 64;
 /// The quiet time after which stanzas may come faster for a while.
 const BURST: Duration = Duration::from_secs(1);
 /// How long a drained or idle stream may take to close.
@@ -91,6 +95,8 @@ pub(crate) struct Core {
     back: RefCell<Option<Back>>,
     /// Registration commands without answer.
     registering: Cell<usize>,
+    /// Questions of people about their data without answer.
+    asking: Cell<usize>,
     pub(crate) order: Cell<Order>,
     /// Whether the stream task waits for a ticket or a registration.
     pub(crate) stalled: Cell<bool>,
@@ -109,7 +115,7 @@ impl Core {
     }
 
     pub(crate) fn is_settled(&self) -> bool {
-        self.pending.borrow().is_empty() && self.registering.get() == 0
+        self.pending.borrow().is_empty() && self.registering.get() == 0 && self.asking.get() == 0
     }
 
     /// Tells those who wait that tickets or registrations came free.
@@ -180,7 +186,7 @@ impl Core {
         }
         self.lane.load.remove_tickets(count);
         self.send(replies);
-        (count + self.registering.get()) as u64
+        (count + self.registering.get() + self.asking.get()) as u64
     }
 
     /// Hands answers to the stream itself if it takes its own, else back on it if the peer wants that,
@@ -286,6 +292,33 @@ impl Core {
     }
 }
 
+impl Core {
+    /// Asks whoever answers people about their data, and sends what there is to say. It may take long, so
+    /// the stream is read on meanwhile; what is asked beyond the bound is not heard.
+    fn inquire<T: 'static>(
+        self: &Rc<Self>,
+        route: Route,
+        asked: impl Future<Output = Result<T, MailboxError>> + 'static,
+        render: impl FnOnce(Option<T>) -> Option<Vec<u8>> + 'static,
+    ) -> Option<Vec<u8>> {
+        if self.asking.get() >= QUESTIONS_MAX {
+            return render(None);
+        }
+        self.asking.set(self.asking.get() + 1);
+        let core = Rc::clone(self);
+        actix_rt::spawn(async move {
+            if let Some(stanza) = render(asked.await.ok()) {
+                let mut replies = Replies::default();
+                replies.push_rendered(route, stanza);
+                core.send(replies);
+            }
+            core.asking.set(core.asking.get().saturating_sub(1));
+            core.freed();
+        });
+        None
+    }
+}
+
 /// The lane whose egress owns the streams to a domain: the same on every lane.
 fn owner(remote: &Domain, lanes: usize) -> usize {
     let mut hasher = DefaultHasher::new();
@@ -295,6 +328,7 @@ fn owner(remote: &Domain, lanes: usize) -> usize {
 }
 
 /// The stream that an answer takes.
+#[derive(Clone)]
 struct Route {
     local: Domain,
     remote: Domain,
@@ -389,6 +423,7 @@ impl Session {
             pending: RefCell::new(Pending::new(tickets)),
             back: RefCell::default(),
             registering: Cell::new(0),
+            asking: Cell::new(0),
             order: Cell::new(Order::Run),
             stalled: Cell::new(false),
             open: Cell::new(true),
@@ -423,6 +458,33 @@ impl Handler<OutcomeBatch> for Session {
 
     fn handle(&mut self, batch: OutcomeBatch, _: &mut Self::Context) {
         self.core.answer(batch.items.into_iter());
+    }
+}
+
+impl Handler<SendMessage> for Session {
+    type Result = bool;
+
+    fn handle(&mut self, message: SendMessage, _: &mut Self::Context) -> Self::Result {
+        self.core.send(Replies {
+            batches: vec![batch_of(&message)],
+        });
+        true
+    }
+}
+
+/// Hands a message to the egress that owns the stream to its addressee's server.
+pub(crate) fn post(lane: &Lane, message: &SendMessage) -> bool {
+    let lanes = &lane.edges.egress;
+    let owner = lanes.get(owner(message.to.domain(), lanes.len()));
+    owner.is_some_and(|owner| owner.try_send(batch_of(message)).is_ok())
+}
+
+fn batch_of(message: &SendMessage) -> EgressBatch {
+    EgressBatch {
+        local: message.from.domain().clone(),
+        remote: message.to.domain().clone(),
+        stanzas: service::message(message.from.as_str(), message.to.as_str(), &message.text),
+        replies: 1,
     }
 }
 
@@ -887,6 +949,30 @@ impl Core {
                 let asked = edges.unregister.send(unregister).timeout(REGISTRY_LIMIT);
                 let render = |outcome| command.unregistered(outcome);
                 self.ask(route, asked, render);
+            }
+            Answer::Command(run, stage) => {
+                let Some(privacy) = &edges.privacy else {
+                    return Ok(());
+                };
+                let asked = privacy.command.send(run).timeout(QUESTION_LIMIT);
+                let render = |outcome: Option<_>| {
+                    Some(stage.rendered(outcome.unwrap_or(Err(CommandError::Busy))))
+                };
+                let refused = self.inquire(route.clone(), asked, render);
+                if let Some(refused) = refused {
+                    batch.replies.push_rendered(route, refused);
+                }
+            }
+            Answer::Confirm(confirm, pending) => {
+                let Some(privacy) = &edges.privacy else {
+                    return Ok(());
+                };
+                let asked = privacy.confirm.send(confirm).timeout(QUESTION_LIMIT);
+                let render = |text: Option<Option<String>>| {
+                    text.flatten().map(|text| pending.rendered(&text))
+                };
+                // Beyond the bound it is silence.
+                let _silence = self.inquire(route, asked, render);
             }
             Answer::Unsupported => {
                 return rule.odd(Fault::refuse(

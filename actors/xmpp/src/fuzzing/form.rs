@@ -1,14 +1,14 @@
 //! Commands and their data forms.
 
-use messages::{AppId, Domain, NodeId, Registered, RegistryError, Removed, Secret};
+use messages::{AppId, CommandError, Domain, NodeId, Registered, RegistryError, Removed, Secret};
 
 use super::oracle::{self, Tree};
 use super::{HEADER, check_answer, namespaces};
-use crate::Contacts;
 use crate::jid::Jid;
 use crate::service::{self, Answer, Service};
 use crate::xml::stanza::IqHead;
 use crate::xml::{self, Element, ns};
+use crate::{Contacts, Privacy};
 
 const EITHER: &[&str] = &["result", "error"];
 
@@ -50,6 +50,10 @@ fn service(apps: Vec<AppId>) -> Service {
             ..Contacts::default()
         },
         disclosure: messages::Disclosure::Nothing,
+        privacy: Privacy {
+            localpart: Some("privacy".to_owned()),
+            self_service: true,
+        },
         software: "Campanile",
         version: "1.2.3",
     }
@@ -76,7 +80,28 @@ fn check(stanza: &Element, tree: &Tree, service: &Service) {
             let kind = stanza.attribute("type");
             assert!(stanza.name() != "iq" || matches!(kind, Some("result" | "error")));
         }
+        Answer::Reply(reply) if stanza.name() == "presence" => {
+            let reply = String::from_utf8(reply).expect("it is text");
+            assert_eq!(stanza.attribute("type"), Some("subscribe"));
+            assert!(reply.starts_with("<presence type='unsubscribed' "));
+        }
         Answer::Reply(reply) => check_answer(&reply, &head, EITHER),
+        Answer::Command(run, _) => {
+            let command = tree.children.first().expect("there is a command");
+            assert!(command.is("command", ns::COMMANDS));
+            assert_eq!(run.account, account());
+            for outcome in [CommandError::Limited, CommandError::NoSession] {
+                let Answer::Command(_, pending) = again() else {
+                    panic!("the same request is answered differently");
+                };
+                check_answer(&pending.rendered(Err(outcome)), &head, &["error"]);
+            }
+        }
+        Answer::Confirm(confirm, _) => {
+            assert!(stanza.name() == "message" && stanza.attribute("type") != Some("error"));
+            assert_eq!(confirm.account, account());
+            assert!(confirm.address.as_str().starts_with("privacy@"));
+        }
         Answer::Register(register, _) => {
             assert_eq!(field(form(), "type"), Some("apns"));
             assert_eq!(field(form(), "node"), Some(register.node.as_str()));

@@ -296,6 +296,7 @@ fn adopt(
         publish: behind.clone().recipient(),
         register: behind.clone().recipient(),
         unregister: behind.clone().recipient(),
+        privacy: None,
         egress: vec![behind.recipient()],
     };
     let lane = Rc::new(Lane::new(ingress, edges, load.clone()));

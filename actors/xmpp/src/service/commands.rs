@@ -1,6 +1,8 @@
-//! Ad-hoc commands (XEP-0050). All of ours have a single stage.
+//! Ad-hoc commands (XEP-0050). Those of dialects have a single stage; those about people's data have more,
+//! which [`privacy`] keeps.
 
 use super::dialect::v1;
+use super::privacy;
 use super::{Answer, BAD_REQUEST, ITEM_NOT_FOUND, Service, refuse, reply};
 use crate::xml::stanza::{self, IqHead};
 use crate::xml::{Element, ns, write};
@@ -11,19 +13,49 @@ pub(super) struct Command {
     pub(super) node: &'static str,
     /// What it is called for people.
     pub(super) title: &'static str,
+    /// Whether a service has it.
+    is_offered: fn(&Service) -> bool,
+    /// Whether it takes all actions itself.
+    has_stages: bool,
     run: fn(&Element, &IqHead<'_>, &Service) -> Answer,
 }
 
-const COMMANDS: [Command; 2] = [
+const fn has_apps(service: &Service) -> bool {
+    !service.apps.is_empty()
+}
+
+const fn is_self_service(service: &Service) -> bool {
+    service.privacy.self_service
+}
+
+const COMMANDS: [Command; 4] = [
     Command {
         node: v1::REGISTER,
         title: "Register for push notifications",
+        is_offered: has_apps,
+        has_stages: false,
         run: v1::register,
     },
     Command {
         node: v1::UNREGISTER,
         title: "Unregister from push notifications",
+        is_offered: has_apps,
+        has_stages: false,
         run: v1::unregister,
+    },
+    Command {
+        node: privacy::ACCESS,
+        title: "Get my data",
+        is_offered: is_self_service,
+        has_stages: true,
+        run: privacy::access,
+    },
+    Command {
+        node: privacy::ERASE,
+        title: "Erase my data",
+        is_offered: is_self_service,
+        has_stages: true,
+        run: privacy::erase,
     },
 ];
 
@@ -31,7 +63,7 @@ const COMMANDS: [Command; 2] = [
 pub(super) fn offered(service: &Service) -> impl Iterator<Item = &'static Command> {
     const { &COMMANDS }
         .iter()
-        .filter(|_| !service.apps.is_empty())
+        .filter(|command| (command.is_offered)(service))
 }
 
 /// The command on offer with that node.
@@ -46,6 +78,7 @@ pub(super) fn execute(request: &Element, head: &IqHead<'_>, service: &Service) -
         return refuse(head, ITEM_NOT_FOUND);
     };
     match request.attribute("action") {
+        _ if command.has_stages => (command.run)(request, head, service),
         // Absent means execute; some clients leave it out.
         None | Some("execute") => (command.run)(request, head, service),
         Some("cancel") => canceled(request, command, head),

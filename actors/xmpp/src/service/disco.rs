@@ -59,6 +59,25 @@ pub(super) fn items(query: &Element, head: &IqHead<'_>, service: &Service) -> An
     }
 }
 
+/// Answers `disco#info` about an address that is an account of the service in name alone.
+pub(super) fn account(query: &Element, head: &IqHead<'_>) -> Answer {
+    if query.attribute("node").is_some() {
+        return not_found(query, head);
+    }
+    found(query, head, |out| {
+        identity(out, "account", "registered", "Requests about personal data");
+        write_feature(out, ns::DISCO_INFO);
+    })
+}
+
+/// Answers `disco#items` about such an address.
+pub(super) fn nothing(query: &Element, head: &IqHead<'_>) -> Answer {
+    match query.attribute("node") {
+        Some(_) => not_found(query, head),
+        None => found(query, head, |_| {}),
+    }
+}
+
 fn found(query: &Element, head: &IqHead<'_>, content: impl FnOnce(&mut Vec<u8>)) -> Answer {
     reply(|out| stanza::result(out, head, |out| write_query(out, query, content)))
 }

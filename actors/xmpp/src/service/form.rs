@@ -32,6 +32,21 @@ pub(super) fn write_form_type(out: &mut Vec<u8>, value: &str) {
     write_field(out, "FORM_TYPE", Some("hidden"), [value]);
 }
 
+/// Appends a field for people to read, with a label.
+pub(super) fn write_labelled<'a>(
+    out: &mut Vec<u8>,
+    name: &str,
+    label: &str,
+    values: impl IntoIterator<Item = &'a str>,
+) {
+    let attributes = [("var", name), ("type", "text-multi"), ("label", label)];
+    write::element(out, "field", &attributes, |out| {
+        for value in values {
+            write::element(out, "value", &[], |out| write::text(out, value));
+        }
+    });
+}
+
 /// Appends a field.
 pub(super) fn write_field<'a>(
     out: &mut Vec<u8>,

@@ -4,12 +4,17 @@ mod commands;
 mod dialect;
 mod disco;
 mod form;
+mod privacy;
 
-use messages::{AppId, Disclosure, Domain, PushOutcome, Register, Rejection, Unregister};
+use messages::{
+    AppId, ConfirmCase, Disclosure, Domain, PushOutcome, Register, Rejection, RunPrivacyCommand,
+    Unregister,
+};
 
 pub(crate) use dialect::v1::PendingCommand;
+pub(crate) use privacy::{PendingConfirmation, PendingStage, message};
 
-use crate::config::Contacts;
+use crate::config::{Contacts, Privacy};
 use crate::jid::Jid;
 use crate::reply;
 use crate::xml::stanza::{self, Condition, ErrorType, IqHead, StanzaError};
@@ -26,6 +31,8 @@ pub(crate) struct Service {
     pub(crate) contacts: Contacts,
     /// The most that any of the apps shows of a message.
     pub(crate) disclosure: Disclosure,
+    /// How people are answered about their data.
+    pub(crate) privacy: Privacy,
     /// The program's name (XEP-0092).
     pub(crate) software: &'static str,
     /// The program's version (XEP-0092).
@@ -42,6 +49,10 @@ pub(crate) enum Answer {
     Register(Register, PendingCommand),
     /// Ask the registry, then send [`PendingCommand::unregistered`].
     Unregister(Unregister, PendingCommand),
+    /// Ask whoever answers people about their data, then send [`PendingStage::rendered`].
+    Command(RunPrivacyCommand, PendingStage),
+    /// Ask the same, then send [`PendingConfirmation::rendered`] if there is anything to say.
+    Confirm(ConfirmCase, PendingConfirmation),
     /// No stanza at all: end the stream with `unsupported-stanza-type`.
     Unsupported,
     /// A stanza without both addresses: end the stream with `improper-addressing` (RFC 6120 §8.1).
@@ -55,7 +66,8 @@ pub(crate) fn answer(stanza: &Element, service: &Service) -> Answer {
     let content = matches!(stanza.namespace(), ns::SERVER | ns::COMPONENT);
     match (content, stanza.name(), head) {
         (true, "iq", Some(head)) => answer_iq(stanza, &head, service),
-        (true, "message" | "presence", Some(_)) => Answer::Nothing,
+        (true, "message", Some(head)) => privacy::receive(stanza, &head, service),
+        (true, "presence", Some(head)) => privacy::presence(stanza, &head, service),
         (true, "iq" | "message" | "presence", None) => Answer::Unaddressed,
         _ => Answer::Unsupported,
     }
@@ -79,8 +91,12 @@ fn answer_iq(iq: &Element, head: &IqHead<'_>, service: &Service) -> Answer {
     let (Some(request), None, Some(_)) = (children.next(), children.next(), &head.id) else {
         return refuse(head, BAD_REQUEST);
     };
-    if !Jid::parse(&head.to).is_ok_and(|to| to.is_domain()) {
-        return refuse(head, SERVICE_UNAVAILABLE);
+    match Jid::parse(&head.to) {
+        Ok(to) if to.is_domain() => {}
+        Ok(to) if get && privacy::is_address(&to, service) => {
+            return privacy::discover(request, head, service);
+        }
+        _ => return refuse(head, SERVICE_UNAVAILABLE),
     }
     match (get, request.namespace(), request.name()) {
         (true, ns::DISCO_INFO, "query") => disco::info(request, head, service),

@@ -11,6 +11,7 @@ fn service() -> Service {
         apps: vec![AppId::new("messenger"), AppId::new("other")],
         contacts: Contacts::default(),
         disclosure: messages::Disclosure::Nothing,
+        privacy: Privacy::default(),
         software: "Campanile",
         version: "1.2.3",
     }

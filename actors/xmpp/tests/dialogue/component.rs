@@ -124,6 +124,7 @@ impl Service {
             publish: published.recipient(),
             register: registry.clone().recipient(),
             unregister: registry.recipient(),
+            privacy: None,
             egress: Vec::new(),
         };
         let gate = gate::start(&ingress, edges);

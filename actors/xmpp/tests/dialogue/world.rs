@@ -227,6 +227,7 @@ impl World {
                 publish: publish.clone(),
                 register: registry.clone().recipient(),
                 unregister: registry.clone().recipient(),
+                privacy: None,
             },
         );
         let gate = gate::start(
@@ -235,6 +236,7 @@ impl World {
                 publish,
                 register: registry.clone().recipient(),
                 unregister: registry.recipient(),
+                privacy: None,
                 egress: vec![egress.replies.clone()],
             },
         );

@@ -145,7 +145,9 @@ pub(in crate::service) fn unregister(
 }
 
 /// Whose registration it is: a server itself can have none.
-fn account(head: &IqHead<'_>) -> Result<messages::BareJid, StanzaError<'static>> {
+pub(in crate::service) fn account(
+    head: &IqHead<'_>,
+) -> Result<messages::BareJid, StanzaError<'static>> {
     let from = Jid::parse(&head.from)
         .map_err(|_| StanzaError::new(ErrorType::Modify, Condition::JidMalformed))?;
     from.account()
