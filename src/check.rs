@@ -4,6 +4,7 @@ use std::path::Path;
 
 use messages::Clock;
 
+use crate::facts::facts;
 use crate::{Settings, descriptors, exit, telemetry};
 
 /// One thing found.
@@ -79,6 +80,15 @@ pub fn inspect(settings: &Settings, clock: &Clock) -> Vec<Finding> {
     }
     for error in registration::inspect(&settings.registration) {
         findings.push(Finding::fatal(&error));
+    }
+    for error in privacy::inspect(&settings.privacy) {
+        findings.push(Finding::fatal(&error));
+    }
+    for missing in facts(settings).missing {
+        findings.push(Finding {
+            fatal: false,
+            text: format!("{missing}: `campanile privacy statement` cannot say it"),
+        });
     }
     findings
 }

@@ -5,9 +5,11 @@
 
 pub mod check;
 pub mod descriptors;
+pub mod desk;
 pub mod dev;
 mod error;
 pub mod exit;
+pub mod facts;
 pub mod guardian;
 pub mod lanes;
 pub mod reload;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use campanile::{check, dev, exit, serve};
+use campanile::{check, desk, dev, exit, serve};
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
@@ -28,6 +28,32 @@ enum Command {
         /// The configuration file; CAMPANILE__SECTION__KEY variables override it.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+    },
+    /// Answers people about their data: cases, access, erasure, and the statement to publish.
+    Privacy {
+        /// The configuration file; CAMPANILE__SECTION__KEY variables override it.
+        #[arg(
+            long,
+            value_name = "FILE",
+            global = true,
+            default_value = "/etc/campanile/campanile.toml"
+        )]
+        config: PathBuf,
+        #[command(subcommand)]
+        command: desk::Command,
+    },
+    /// Exchanges the key that secrets and accounts are hashed with.
+    Keys {
+        /// The configuration file; CAMPANILE__SECTION__KEY variables override it.
+        #[arg(
+            long,
+            value_name = "FILE",
+            global = true,
+            default_value = "/etc/campanile/campanile.toml"
+        )]
+        config: PathBuf,
+        #[command(subcommand)]
+        command: desk::KeysCommand,
     },
     /// Runs the real server between two built-in simulators and shows pushes travel. Needs no
     /// configuration.
@@ -56,6 +82,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Serve { config } => serve::command(&config),
         Command::Check { config } => Ok(check::command(&config)),
+        Command::Privacy { config, command } => desk::command(&config, command),
+        Command::Keys { config, command } => desk::keys(&config, command),
         Command::Dev { pushes } => dev::command(pushes),
     };
     match done {

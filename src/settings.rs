@@ -15,13 +15,15 @@ pub const DEFAULTS: &str = include_str!("../conf/default.toml");
 const ENVIRONMENT_PREFIX: &str = "CAMPANILE";
 
 /// The keys that are lists, so that the environment can set them.
-const LISTS: [&str; 6] = [
+const LISTS: [&str; 8] = [
     "xmpp.listen",
     "xmpp.listen_tls",
     "xmpp.ca_files",
     "xmpp.allow",
     "xmpp.deny",
     "xmpp.name_servers",
+    "privacy.contact",
+    "privacy.locations",
 ];
 
 /// The whole configuration: one table per actor, the served domains, and the apps.
@@ -52,6 +54,8 @@ pub struct Settings {
     pub feedback: feedback::Config,
     /// `[retention]`.
     pub retention: retention::Config,
+    /// `[privacy]`.
+    pub privacy: privacy::Config,
 }
 
 /// `[runtime]`.

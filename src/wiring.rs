@@ -8,6 +8,7 @@ use messages::{Clock, DeliverBatch, Drain, Probe, PublishBatch, Reload};
 use xmpp::listener::Socket;
 
 use crate::Settings;
+use crate::facts::facts;
 use crate::guardian::Ward;
 use crate::lanes::{self, Lane};
 use crate::shutdown::{Order, Stage};
@@ -57,15 +58,23 @@ pub async fn start(
     clock: &Clock,
     extras: Extras,
 ) -> Result<Service, Vec<String>> {
+    let mut xmpp_config = settings.xmpp.clone();
+    xmpp_config.privacy = xmpp::Privacy {
+        localpart: Some(settings.privacy.localpart.clone()),
+        self_service: settings.privacy.self_service,
+    };
     let upstreams = apns::Upstreams::prepare(&settings.apns, &settings.apps, clock.clone())
         .map_err(|errors| lines(&errors))?;
-    let ingress = xmpp::Ingress::prepare(&settings.xmpp, &settings.domains, crate::VERSION)
+    let ingress = xmpp::Ingress::prepare(&xmpp_config, &settings.domains, crate::VERSION)
         .map_err(|errors| lines(&errors))?;
     let components =
         xmpp::component::prepare(&settings.xmpp, &settings.domains, &settings.components)
             .map_err(|errors| lines(&errors))?;
     let registrations = registration::Registrations::open(&settings.registration, clock.clone())
         .map_err(|error| vec![error.to_string()])?;
+    let cases = prepare_desk(settings)?;
+    let socket =
+        privacy::admin::bind(&settings.privacy).map_err(|error| vec![error.to_string()])?;
 
     let mut wards = Vec::new();
     let mut ward = |name: String, probe: Recipient<Probe>| wards.push(Ward { name, probe });
@@ -86,12 +95,27 @@ pub async fn start(
             sweep: registry.sweep.clone(),
         },
     );
+    let desk = privacy::desk::start(cases, clock.clone(), desk_edges(&registry));
+    let admin = privacy::admin::start(
+        socket,
+        privacy::admin::Edges {
+            serve: desk.serve.clone(),
+        },
+    )
+    .map_err(|error| vec![error.to_string()])?;
+    let asked = xmpp::gate::PrivacyEdges {
+        confirm: desk.confirm.clone(),
+        command: desk.command.clone(),
+        offer: desk.offer.clone(),
+    };
     let provider_tokens = apns::provider_tokens::start(&upstreams);
     let certificates = xmpp::certificates::start(&ingress, clock.clone());
     let outcomes = xmpp::outcomes::start(&ingress);
     ward("registry".to_owned(), registry.probe.clone());
     ward("feedback".to_owned(), feedback.probe.clone());
     ward("retention".to_owned(), retention.probe.clone());
+    ward("privacy".to_owned(), desk.probe.clone());
+    ward("operator's socket".to_owned(), admin.probe.clone());
     ward("provider tokens".to_owned(), provider_tokens.probe.clone());
     ward("certificates".to_owned(), certificates.probe.clone());
     ward("outcomes".to_owned(), outcomes.probe.clone());
@@ -115,6 +139,7 @@ pub async fn start(
             refused: provider_tokens.refused.clone(),
         };
         let (register, unregister) = (registry.register.clone(), registry.unregister.clone());
+        let asked = asked.clone();
         let extras = extras.clone();
         let (pool, resolver, egress, publish) = on(lane, move || {
             let pool = apns::pool::start(&upstreams, pool_edges);
@@ -130,6 +155,7 @@ pub async fn start(
                     publish: publish.clone(),
                     register,
                     unregister,
+                    privacy: Some(asked),
                 },
             );
             (pool, resolver, egress, publish)
@@ -154,6 +180,7 @@ pub async fn start(
             publish,
             register: registry.register.clone(),
             unregister: registry.unregister.clone(),
+            privacy: Some(asked.clone()),
             egress: replies.clone(),
         };
         let gate = on(lane, move || xmpp::gate::start(&ingress, edges)).await?;
@@ -174,7 +201,7 @@ pub async fn start(
             Stage {
                 name: "listener",
                 farewells_left: 2,
-                actors: vec![listener.drain, certificates.drain],
+                actors: vec![listener.drain, certificates.drain, admin.drain],
             },
             Stage {
                 name: "sessions",
@@ -199,7 +226,7 @@ pub async fn start(
             Stage {
                 name: "feedback",
                 farewells_left: 0,
-                actors: vec![feedback.drain, retention.drain],
+                actors: vec![feedback.drain, retention.drain, desk.drain],
             },
             Stage {
                 name: "registry",
@@ -214,6 +241,62 @@ pub async fn start(
         reloads: vec![certificates.reload],
         order,
     })
+}
+
+/// What answers an operator while the service does not run.
+pub struct Offline {
+    /// Answers.
+    pub serve: Recipient<privacy::desk::Serve>,
+    /// How to stop.
+    pub order: Order,
+}
+
+/// Starts what an operator needs on the current arbiter.
+///
+/// # Errors
+/// A line for each thing that cannot be used.
+pub fn offline(settings: &Settings, clock: &Clock) -> Result<Offline, Vec<String>> {
+    let registrations = registration::Registrations::open(&settings.registration, clock.clone())
+        .map_err(|error| vec![error.to_string()])?;
+    let cases = prepare_desk(settings)?;
+    let registry =
+        registration::registry::start(&registrations).map_err(|error| vec![error.to_string()])?;
+    let desk = privacy::desk::start(cases, clock.clone(), desk_edges(&registry));
+    let order = Order {
+        stages: vec![
+            Stage {
+                name: "privacy",
+                farewells_left: 0,
+                actors: vec![desk.drain],
+            },
+            Stage {
+                name: "registry",
+                farewells_left: 0,
+                actors: vec![registry.drain],
+            },
+        ],
+    };
+    Ok(Offline {
+        serve: desk.serve,
+        order,
+    })
+}
+
+fn prepare_desk(settings: &Settings) -> Result<privacy::desk::Prepared, Vec<String>> {
+    let names = settings.domains.iter();
+    let services = names.filter_map(|domain| xmpp::prepare_service(&domain.name));
+    privacy::desk::Prepared::open(&settings.privacy, facts(settings), services.collect())
+        .map_err(|error| vec![error.to_string()])
+}
+
+fn desk_edges(registry: &registration::registry::Handles) -> privacy::desk::Edges {
+    privacy::desk::Edges {
+        find: registry.find.clone(),
+        describe: registry.describe.clone(),
+        erase: registry.erase.clone(),
+        rotate: registry.rotate.clone(),
+        journal: None,
+    }
 }
 
 async fn on<T: Send + 'static>(

@@ -81,7 +81,14 @@ fn only_the_owners_know_storage_xml_and_http2() {
 
 #[test]
 fn wiring_alone_names_two_actors() {
-    let pipeline = ["xmpp", "registration", "apns", "feedback", "retention"];
+    let pipeline = [
+        "xmpp",
+        "registration",
+        "apns",
+        "feedback",
+        "retention",
+        "privacy",
+    ];
     let starts: Vec<String> = pipeline.iter().map(|actor| format!("{actor}::")).collect();
     let mut wiring_names = 0;
     for entry in fs::read_dir(root().join("src")).unwrap() {

@@ -67,6 +67,7 @@ fn every_key_is_in_default_toml() {
     );
     check("feedback", &fields::<feedback::Config>("feedback"));
     check("retention", &fields::<retention::Config>("retention"));
+    check("privacy", &fields::<privacy::Config>("privacy"));
 
     for key in fields::<apns::AppConfig>("apps") {
         let documented = DEFAULTS.contains(&format!("#   {key} = "))

@@ -201,6 +201,14 @@ ca_file = "{root}"
 [registration]
 path = "{at}/store"
 key_file = "{at}/registration.key"
+
+[privacy]
+path = "{at}/privacy"
+key_file = "{at}/privacy.key"
+socket = "{at}/admin.sock"
+controller = "whoever runs this command"
+contact = ["xmpp:ada@chat.localhost"]
+locations = ["this machine"]
 "#,
         listen = listen.join(", "),
         port = apple.port(),
