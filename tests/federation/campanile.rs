@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 use simulators::Authority;
 
@@ -22,11 +23,13 @@ pub(crate) const TLS_PORT: u16 = 5270;
 
 /// What of its own code it logs: everything.
 const FILTER: &str = "info,campanile=trace,xmpp=trace,registration=trace,apns=trace,feedback=trace,\
-                      retention=trace,messages=trace";
+                      retention=trace,privacy=trace,messages=trace";
 
 /// A running Campanile.
 pub(crate) struct Campanile {
     process: Process,
+    /// Where all that it keeps is.
+    pub(crate) directory: PathBuf,
 }
 
 /// One to start.
@@ -83,7 +86,13 @@ token_dir = "{tokens}"
 [registration]
 path = "{store}"
 key_file = "{store_key}"
+
+[privacy]
+path = "{at}/privacy"
+key_file = "{at}/privacy.key"
+socket = "{at}/admin.sock"
 "#,
+            at = directory.display(),
             listen = self.listen(PORT),
             listen_tls = self.listen(TLS_PORT),
             root = root.display(),
@@ -102,9 +111,11 @@ key_file = "{store_key}"
         fs::write(&configuration, text).expect("the directory of the test can be written");
         let mut command = self.host.command(env!("CARGO_BIN_EXE_campanile"));
         command.args(["serve", "--config"]).arg(configuration);
-        let mut process = Process::start("campanile", command, &directory.join("campanile.log"));
+        // Beside the directory, where only data is.
+        let log = self.directory.join("campanile.log");
+        let mut process = Process::start("campanile", command, &log);
         wait_until_ready(&mut process);
-        Campanile { process }
+        Campanile { process, directory }
     }
 }
 
@@ -156,6 +167,22 @@ impl Campanile {
         self.process.log()
     }
 
+    /// Runs `campanile privacy` as an operator does.
+    pub(crate) fn privacy(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_campanile"))
+            .arg("privacy")
+            .args(arguments)
+            .arg("--config")
+            .arg(self.directory.join("campanile.toml"))
+            .output()
+            .expect("the program runs")
+    }
+
+    /// Whether any file of its directory has these bytes.
+    pub(crate) fn holds(&self, needle: &str) -> bool {
+        holds(&self.directory, needle)
+    }
+
     /// Ends it as a power cut does.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
@@ -187,4 +214,20 @@ impl Campanile {
             self.log()
         );
     }
+}
+
+fn holds(directory: &Path, needle: &str) -> bool {
+    let entries = fs::read_dir(directory).expect("the directory is the test's own");
+    entries.flatten().any(|entry| {
+        let path = entry.path();
+        let kind = entry.file_type().expect("the file is the test's own");
+        if kind.is_dir() {
+            return holds(&path, needle);
+        }
+        // A file may be gone since it was listed, and a socket has no bytes.
+        let bytes = fs::read(&path).unwrap_or_default();
+        bytes
+            .windows(needle.len())
+            .any(|window| window == needle.as_bytes())
+    })
 }

@@ -34,13 +34,19 @@ def describe(iq):
     answer = {
         "type": iq["type"],
         "fields": {},
+        "lines": {},
         "xml": ElementTree.canonicalize(ElementTree.tostring(iq.xml, encoding="unicode")),
     }
     command = iq.xml.find(COMMANDS + "command")
     if command is not None:
         answer["status"] = command.get("status")
+        answer["session"] = command.get("sessionid")
+        actions = command.find(COMMANDS + "actions")
+        answer["actions"] = [] if actions is None else [child.tag.split("}")[1] for child in actions]
     for field in iq.xml.iter(DATA + "field"):
-        answer["fields"][field.get("var")] = field.findtext(DATA + "value") or ""
+        values = [value.text or "" for value in field.findall(DATA + "value")]
+        answer["fields"][field.get("var")] = values[0] if values else ""
+        answer["lines"][field.get("var")] = values
     error = iq.xml.find("{*}error")
     if error is not None:
         conditions = [child.tag for child in error if child.tag.startswith(STANZAS)]
@@ -63,7 +69,10 @@ async def login(name, jid, password, host, port, ca_file, resumable):
     if resumable:
         session.register_plugin("xep_0198")
     session.bodies = []
+    session.presences = []
     session.add_event_handler("message", lambda message: session.bodies.append(message["body"]))
+    for kind in ("unsubscribed", "subscribed"):
+        session.add_event_handler("presence_" + kind, session.presences.append)
     session.ca_certs = ca_file
     if ca_file is None:
         session.ssl_context.check_hostname = False
@@ -130,6 +139,41 @@ async def command(name, to, node, fields, sender=None):
     return await ask(sessions[name], to, content, sender)
 
 
+async def stage(name, to, node, action, session):
+    """Goes on with an ad-hoc command (XEP-0050)."""
+    content = ElementTree.Element(COMMANDS + "command", node=node, action=action)
+    if session is not None:
+        content.set("sessionid", session)
+    return await ask(sessions[name], to, content)
+
+
+async def info(name, to):
+    iq = sessions[name].make_iq_get(ito=to)
+    iq.xml.append(ElementTree.Element("{http://jabber.org/protocol/disco#info}query"))
+    try:
+        return describe(await iq.send(timeout=TIMEOUT))
+    except IqError as refused:
+        return describe(refused.iq)
+
+
+async def raw(name, stanza):
+    """Sends a stanza that no library would make."""
+    sessions[name].send_raw(stanza)
+    return {}
+
+
+async def subscribe(name, to):
+    # Servers tell of subscriptions only those who have asked for the roster.
+    await sessions[name].get_roster(timeout=TIMEOUT)
+    sessions[name].send_presence(pto=to, ptype="subscribe")
+    return {}
+
+
+async def presences(name):
+    received = sessions[name].presences
+    return {"presences": [[presence["type"], presence["from"].full] for presence in received]}
+
+
 async def enable(name, service, node, secret):
     content = ElementTree.Element(PUSH + "enable", jid=service, node=node)
     form(content, {"FORM_TYPE": PUBLISH_OPTIONS, "secret": secret})
@@ -154,14 +198,14 @@ async def publish(name, service, node, secret, sender):
     return await ask(sessions[name], service, content, sender)
 
 
-async def message(name, to, body):
-    sessions[name].send_message(mto=to, mbody=body, mtype="chat")
+async def message(name, to, body, sender=None):
+    sessions[name].send_message(mto=to, mbody=body, mtype="chat", mfrom=sender)
     return {}
 
 
 async def main():
     known = (login, attach, lose, resume, bodies, logout, command, enable)
-    known += (disable, publish, message)
+    known += (disable, publish, message, stage, info, raw, subscribe, presences)
     actions = {act.__name__: act for act in known}
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(

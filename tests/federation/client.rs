@@ -35,6 +35,15 @@ pub(crate) struct Reply {
     /// Values of the form in it, by name.
     #[serde(default)]
     pub(crate) fields: BTreeMap<String, String>,
+    /// All lines of the values, by name.
+    #[serde(default)]
+    pub(crate) lines: BTreeMap<String, Vec<String>>,
+    /// Of the command.
+    #[serde(default)]
+    pub(crate) session: Option<String>,
+    /// What may follow in the command.
+    #[serde(default)]
+    pub(crate) actions: Vec<String>,
     /// `type/condition`.
     #[serde(default)]
     pub(crate) error: Option<String>,
@@ -222,5 +231,53 @@ impl Client {
     #[track_caller]
     pub(crate) fn message(&mut self, name: &str, to: &str, body: &str) {
         self.ask(&json!({ "do": "message", "name": name, "to": to, "body": body }));
+    }
+
+    /// Sends a chat message from an account of a component.
+    #[track_caller]
+    pub(crate) fn message_from(&mut self, sender: &str, component: &str, to: &str, body: &str) {
+        self.ask(&json!({
+            "do": "message", "name": component, "to": to, "body": body, "sender": sender,
+        }));
+    }
+
+    /// Goes on with an ad-hoc command of several stages.
+    #[track_caller]
+    pub(crate) fn stage(
+        &mut self,
+        name: &str,
+        to: &str,
+        node: &str,
+        action: &str,
+        session: Option<&str>,
+    ) -> Reply {
+        self.iq(&json!({
+            "do": "stage", "name": name, "to": to, "node": node, "action": action, "session": session,
+        }))
+    }
+
+    /// Asks what an address is (XEP-0030).
+    #[track_caller]
+    pub(crate) fn info(&mut self, name: &str, to: &str) -> Reply {
+        self.iq(&json!({ "do": "info", "name": name, "to": to }))
+    }
+
+    /// Sends a stanza as it is.
+    #[track_caller]
+    pub(crate) fn raw(&mut self, name: &str, stanza: &str) {
+        self.ask(&json!({ "do": "raw", "name": name, "stanza": stanza }));
+    }
+
+    /// Asks for somebody's presence.
+    #[track_caller]
+    pub(crate) fn subscribe(&mut self, name: &str, to: &str) {
+        self.ask(&json!({ "do": "subscribe", "name": name, "to": to }));
+    }
+
+    /// What was answered to subscriptions: type and sender.
+    #[track_caller]
+    pub(crate) fn presences(&mut self, name: &str) -> Vec<[String; 2]> {
+        let answer = self.ask(&json!({ "do": "presences", "name": name }));
+        serde_json::from_value(answer["presences"].clone()).expect("the client lists presences")
     }
 }

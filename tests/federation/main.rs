@@ -21,6 +21,7 @@ mod jabberd;
 mod matrix;
 mod net;
 mod packages;
+mod privacy;
 mod process;
 mod prosody;
 mod publish;

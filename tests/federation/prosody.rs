@@ -4,10 +4,16 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use crate::net::Host;
 use crate::process::Process;
 use crate::publish::{Publish, attribute};
-use crate::server::{COMPONENT_SECRET, Make, Proofs, Server, Setup, fill};
+use crate::server::{
+    COMPONENT_PORT, COMPONENT_SECRET, Component, Make, Proofs, Server, Setup, fill,
+};
 use crate::world::{Link, PASSWORD, Route};
+
+/// The second domain, if there is one.
+pub(crate) const ELSEWHERE: &str = "elsewhere.prosody.test";
 
 /// A running Prosody.
 pub(crate) struct Prosody {
@@ -63,6 +69,13 @@ impl Prosody {
                  \tmodules_enabled = {{ \"log_routes\" }}\n",
                 setup.service
             ),
+            Link::Streams | Link::Bidi if setup.elsewhere => {
+                let identity = setup.certificate.issue(setup.authority, &[ELSEWHERE]);
+                identity
+                    .write(&certificates, ELSEWHERE)
+                    .expect("the directory of the test can be written");
+                format!("Component \"{ELSEWHERE}\"\n\tcomponent_secret = \"{COMPONENT_SECRET}\"\n")
+            }
             Link::Streams | Link::Bidi => String::new(),
         };
         let text = fill(
@@ -108,6 +121,17 @@ fn wait_until_ready(process: &mut Process) {
     for service in ["s2s", "c2s"] {
         let activated = format!("Activated service '{service}' on");
         process.wait_for(&activated, |log| log.contains(&activated).then_some(()));
+    }
+}
+
+impl Prosody {
+    /// The component at the second domain.
+    pub(crate) fn elsewhere(host: &Host) -> Component {
+        Component {
+            domain: ELSEWHERE,
+            address: (host.v4.into(), COMPONENT_PORT),
+            secret: COMPONENT_SECRET,
+        }
     }
 }
 

@@ -139,6 +139,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) link: Link,
     /// The domain of the push service, for a component of it.
     pub(crate) service: &'a str,
+    /// Whether it has a second domain, for a component.
+    pub(crate) elsewhere: bool,
     pub(crate) accounts: &'a [&'a str],
     pub(crate) authority: &'a Authority,
     pub(crate) directory: &'a Path,

@@ -14,6 +14,7 @@ use crate::dns::{Dns, Zone};
 use crate::jabberd;
 use crate::net::{Host, Net};
 use crate::packages;
+use crate::prosody;
 use crate::publish::Answer;
 use crate::server::{Certificate, Make, Server, Setup};
 use crate::wait;
@@ -41,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) link: Link,
     /// Whether APNs refuses a second provider token within twenty minutes.
     pub(crate) token_updates_limited: bool,
+    /// Whether Prosody has a second domain, for a component.
+    pub(crate) elsewhere: bool,
 }
 
 impl Plan {
@@ -53,6 +56,7 @@ impl Plan {
             route: Route::Srv,
             link: Link::Streams,
             token_updates_limited: true,
+            elsewhere: false,
         }
     }
 }
@@ -176,6 +180,10 @@ impl World {
             Make::Jabberd => plan
                 .route
                 .zone(zone, jabberd::STAND_IN, &server_host, server_port),
+            Make::Prosody if plan.elsewhere => {
+                plan.route
+                    .zone(zone, prosody::ELSEWHERE, &server_host, server_port)
+            }
             Make::Prosody | Make::Ejabberd => zone,
         };
         let dns = Dns::start(&dns_host, &zone, directory.path());
@@ -193,6 +201,7 @@ impl World {
             route: plan.route,
             link: plan.link,
             service: &service,
+            elsewhere: plan.elsewhere,
             accounts,
             authority: &authority,
             directory: directory.path(),
