@@ -352,6 +352,9 @@ mod tests {
 
     use super::*;
 
+    /// What the statement says after it, and the change.
+    type Change = (&'static str, fn(&mut Settings));
+
     fn settings() -> Settings {
         let text = include_str!("../conf/example.toml");
         toml::from_str(text).unwrap()
@@ -366,7 +369,7 @@ mod tests {
     #[test]
     fn a_changed_configuration_changes_the_statement() {
         let before = written(|_| {});
-        let changes: [(&str, fn(&mut Settings)); 14] = [
+        let changes: [Change; 14] = [
             ("notification with the text of the message, where", |s| {
                 for app in s.apps.values_mut() {
                     app.content = Shown::Body;

@@ -123,8 +123,6 @@ pub struct OfferPost {
 pub struct RunPrivacyCommand {
     /// The authenticated account.
     pub account: BareJid,
-    /// The served domain that was asked.
-    pub service: Domain,
     /// Which command.
     pub command: PrivacyCommand,
     /// The session that the command goes on in; `None` at its beginning.

@@ -1,5 +1,8 @@
 //! The actor that answers people about their data.
 
+mod commands;
+mod requests;
+
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -10,23 +13,21 @@ use actix::{
     Supervised, Supervisor,
 };
 use messages::{
-    AccessedEvent, BareJid, CaseId, Claim, Clock, CommandAction, CommandError, CommandField,
-    CommandStage, CommandStatus, ConfirmCase, DescribeRegistrations, DeviceToken, Domain, Drain,
-    Drained, EraseJournal, EraseRegistrations, ErasedEvent, FindRegistration, Health, JournalBatch,
-    JournalEntry, JournalError, JournalEvent, NodeId, OfferPost, OverriddenEvent, PrivacyCommand,
-    Probe, Proof, ReadJournal, RegistrationDetails, RegistryError, RotateKeys, RunPrivacyCommand,
-    Secret, SendMessage, Subject, SweepError, SweepOutdated, SweptOutdated, SyncJournal,
-    UnixSeconds,
+    CaseId, Claim, Clock, CommandError, CommandStage, ConfirmCase, DescribeRegistrations, Domain,
+    Drain, Drained, EraseJournal, EraseRegistrations, ErasedEvent, FindRegistration, Health,
+    JournalBatch, JournalEntry, JournalError, JournalEvent, OfferPost, Probe, Proof, ReadJournal,
+    RegistrationDetails, RegistryError, RotateKeys, RunPrivacyCommand, SendMessage, Subject,
+    SweepError, SweepOutdated, SweptOutdated, SyncJournal, UnixSeconds,
 };
 use tokio::sync::Notify;
 
-use crate::admin::{Answer, CaseLine, Refusal, Request};
-use crate::cases::{self, Attempt, Cases, Outcome, Person, State};
+use crate::admin::{Answer, Refusal, Request};
+use crate::cases::{Attempt, Cases, Person};
 use crate::code::CodeKey;
 use crate::facts::Facts;
 use crate::limits::Limits;
 use crate::report::{self, CaseEntry, Line, Registration, Report};
-use crate::sessions::{self, Sessions};
+use crate::sessions::Sessions;
 use crate::{Config, Error, file, time};
 
 const CASES_FILE: &str = "cases.json";
@@ -436,8 +437,16 @@ impl Core {
             None => None,
         };
         let now = self.now();
-        self.change(|cases| cases.forget(|known| known == person, now))
-            .await?;
+        // Whoever has asked about the same device by its token or secret asks about what is gone.
+        let is_erased = |known: &Person| {
+            known == person
+                || details.iter().any(|one| match known {
+                    Person::Account(_) => false,
+                    Person::Token(token) => *token == one.device_token,
+                    Person::Registration(key) => *key == one.registration,
+                })
+        };
+        self.change(|cases| cases.forget(is_erased, now)).await?;
         if let Person::Account(account) = person {
             self.sessions.borrow_mut().forget(account);
         }
@@ -515,509 +524,6 @@ impl Core {
         }
     }
 
-    async fn command(&self, run: RunPrivacyCommand) -> Result<CommandStage, CommandError> {
-        let RunPrivacyCommand {
-            account,
-            command,
-            session,
-            action,
-            ..
-        } = run;
-        match (session, action) {
-            (None, CommandAction::Cancel) => Err(CommandError::NoSession),
-            (None, CommandAction::Execute) => self.begin(account, command).await,
-            (None, _) => Err(CommandError::BadAction),
-            (Some(name), CommandAction::Cancel) => {
-                self.session(&name, &account, command)?;
-                self.sessions.borrow_mut().end(&name);
-                Ok(CommandStage {
-                    session: name,
-                    status: CommandStatus::Canceled,
-                    note: None,
-                    title: String::new(),
-                    instructions: String::new(),
-                    fields: Vec::new(),
-                })
-            }
-            (Some(name), action) => match command {
-                PrivacyCommand::Access => self.turn(&name, &account, action),
-                PrivacyCommand::Erase => self.erase_own(name, account, action).await,
-            },
-        }
-    }
-
-    async fn begin(
-        &self,
-        account: BareJid,
-        command: PrivacyCommand,
-    ) -> Result<CommandStage, CommandError> {
-        let now = self.now();
-        if !self.limits.borrow_mut().take(&account, &self.config, now) {
-            count(&self.counters.limited);
-            return Err(CommandError::Limited);
-        }
-        let person = Person::Account(account.clone());
-        match command {
-            PrivacyCommand::Access => {
-                let report = self.report(&person, COMMAND_LINES_MAX).await?;
-                count(&self.counters.accesses);
-                self.record(JournalEvent::Accessed(Box::new(AccessedEvent {
-                    account: Some(account.clone()),
-                    case: None,
-                    proof: Proof::SelfService,
-                })));
-                let pieces = sessions::pieces(&report.lines(), &report.json(), PIECE_BYTES_MAX);
-                let name = self.begin_session(&account, command, pieces)?;
-                self.turn(&name, &account, CommandAction::Execute)
-            }
-            PrivacyCommand::Erase => {
-                let details = self.registrations(&person).await?;
-                let session = self.begin_session(&account, command, Vec::new())?;
-                let lines = vec![
-                    format!("Registered devices: {}", details.len()),
-                    "These registrations, all lines of the journal about you, and your requests to the \
-                     operator will be erased, at once and for good. Your devices get no push notifications \
-                     from here until they register again."
-                        .to_owned(),
-                ];
-                Ok(CommandStage {
-                    session,
-                    status: CommandStatus::Executing {
-                        actions: &[CommandAction::Complete],
-                    },
-                    note: None,
-                    title: "Erase my data".to_owned(),
-                    instructions:
-                        "Do you want all data on your account to be erased? Complete this \
-                                   command to erase it, or cancel it."
-                            .to_owned(),
-                    fields: vec![CommandField {
-                        name: "data",
-                        label: "What will be erased",
-                        lines,
-                    }],
-                })
-            }
-        }
-    }
-
-    fn begin_session(
-        &self,
-        account: &BareJid,
-        command: PrivacyCommand,
-        pieces: Vec<sessions::Piece>,
-    ) -> Result<String, CommandError> {
-        let now = self.now();
-        let mut sessions = self.sessions.borrow_mut();
-        match sessions.begin(account, command, pieces, &self.config, now) {
-            Ok(Some(name)) => Ok(name),
-            Ok(None) => Err(CommandError::Busy),
-            Err(_) => Err(CommandError::Failed),
-        }
-    }
-
-    fn session(
-        &self,
-        name: &str,
-        account: &BareJid,
-        command: PrivacyCommand,
-    ) -> Result<(), CommandError> {
-        let now = self.now();
-        let mut sessions = self.sessions.borrow_mut();
-        let known = sessions.go_on(name, account, command, &self.config, now);
-        known.map(drop).ok_or(CommandError::NoSession)
-    }
-
-    /// Shows a piece of the report.
-    fn turn(
-        &self,
-        name: &str,
-        account: &BareJid,
-        action: CommandAction,
-    ) -> Result<CommandStage, CommandError> {
-        const MIDDLE: &[CommandAction] = &[
-            CommandAction::Next,
-            CommandAction::Previous,
-            CommandAction::Complete,
-        ];
-        let now = self.now();
-        let mut sessions = self.sessions.borrow_mut();
-        let access = PrivacyCommand::Access;
-        let session = sessions
-            .go_on(name, account, access, &self.config, now)
-            .ok_or(CommandError::NoSession)?;
-        let last = session.pieces.len().saturating_sub(1);
-        match action {
-            CommandAction::Execute if !session.is_shown => {}
-            CommandAction::Next | CommandAction::Execute if session.at < last => session.at += 1,
-            CommandAction::Previous if session.at > 0 => session.at -= 1,
-            CommandAction::Complete => session.at = last,
-            _ => return Err(CommandError::BadAction),
-        }
-        session.is_shown = true;
-        let (at, piece) = (session.at, session.pieces.get(session.at).cloned());
-        let piece = piece.unwrap_or_default();
-        let status = if at >= last {
-            CommandStatus::Completed
-        } else if at == 0 {
-            CommandStatus::Executing {
-                actions: &[CommandAction::Next, CommandAction::Complete],
-            }
-        } else {
-            CommandStatus::Executing { actions: MIDDLE }
-        };
-        if status == CommandStatus::Completed {
-            sessions.end(name);
-        }
-        let part = format!("Part {} of {}", at + 1, last + 1);
-        Ok(CommandStage {
-            session: name.to_owned(),
-            status,
-            note: None,
-            title: "My data".to_owned(),
-            instructions: match last {
-                0 => "All that is held on your account.".to_owned(),
-                _ => format!(
-                    "All that is held on your account. {part}; put the parts of the JSON together in \
-                     their order."
-                ),
-            },
-            fields: vec![
-                CommandField {
-                    name: "data",
-                    label: "Your data",
-                    lines: piece.lines,
-                },
-                CommandField {
-                    name: "json",
-                    label: "The same as JSON",
-                    lines: piece.json,
-                },
-            ],
-        })
-    }
-
-    async fn erase_own(
-        &self,
-        name: String,
-        account: BareJid,
-        action: CommandAction,
-    ) -> Result<CommandStage, CommandError> {
-        self.session(&name, &account, PrivacyCommand::Erase)?;
-        if !matches!(action, CommandAction::Complete | CommandAction::Execute) {
-            return Err(CommandError::BadAction);
-        }
-        self.sessions.borrow_mut().end(&name);
-        let person = Person::Account(account);
-        let erased = self.erase(&person, None, Proof::SelfService).await?;
-        Ok(CommandStage {
-            session: name,
-            status: CommandStatus::Completed,
-            note: Some("What was held on your account is erased.".to_owned()),
-            title: "Erase my data".to_owned(),
-            instructions: "What was held on your account is erased.".to_owned(),
-            fields: vec![CommandField {
-                name: "data",
-                label: "What was erased",
-                lines: erased.lines(),
-            }],
-        })
-    }
-
-    async fn serve(&self, request: Request) -> Result<Answer, Refusal> {
-        match request {
-            Request::Open { account, service } => self.open(&account, service).await,
-            Request::OpenBySecret {
-                node,
-                secret,
-                service,
-            } => self.open_by_secret(&node, &secret, service).await,
-            Request::OpenByToken { token } => self.open_by_token(&token).await,
-            Request::List => Ok(self.list()),
-            Request::RotateKeys => {
-                let rotated = self.edges.rotate.send(RotateKeys).await;
-                rotated
-                    .map_err(Failure::from)
-                    .and_then(|rotated| rotated.map_err(Failure::from))?;
-                tracing::info!("the keys of the registrations are rotated");
-                Ok(Answer::Rotated)
-            }
-            Request::Export {
-                case,
-                override_reason,
-            } => {
-                let (id, person, proof) = self.confirmed(&case, override_reason).await?;
-                let lines_max = usize::try_from(self.config.lines_max).unwrap_or(usize::MAX);
-                let report = self.report(&person, lines_max).await?;
-                self.accessed(id, &person, proof);
-                Ok(Answer::Report(Box::new(report)))
-            }
-            Request::Send {
-                case,
-                override_reason,
-            } => {
-                let (id, person, proof) = self.confirmed(&case, override_reason).await?;
-                self.send_report(id, person, proof).await
-            }
-            Request::Erase {
-                case,
-                override_reason,
-            } => {
-                let (id, person, proof) = self.confirmed(&case, override_reason).await?;
-                let erased = self.erase(&person, Some(&id), proof).await?;
-                Ok(Answer::Erased {
-                    lines: erased.lines(),
-                })
-            }
-            Request::Close { case } => {
-                let id = self.known(&case)?;
-                let now = self.now();
-                self.change(|cases| cases.close(&id, Outcome::Closed, now))
-                    .await?;
-                Ok(Answer::Closed)
-            }
-        }
-    }
-
-    fn accessed(&self, case: CaseId, person: &Person, proof: Proof) {
-        count(&self.counters.accesses);
-        let account = match person {
-            Person::Account(account) => Some(account.clone()),
-            Person::Token(_) | Person::Registration(_) => None,
-        };
-        self.record(JournalEvent::Accessed(Box::new(AccessedEvent {
-            account,
-            case: Some(case),
-            proof,
-        })));
-    }
-
-    /// Sends a report to the account that it is about, and to nobody else.
-    async fn send_report(
-        &self,
-        case: CaseId,
-        person: Person,
-        proof: Proof,
-    ) -> Result<Answer, Refusal> {
-        let Person::Account(account) = &person else {
-            return Err(Refusal::new("the case is about no account: use --out"));
-        };
-        let service = self.service(None)?;
-        let from = BareJid::new(&self.config.localpart, service);
-        let report = self.report(&person, COMMAND_LINES_MAX).await?;
-        let pieces = sessions::pieces(&report.lines(), &report.json(), PIECE_BYTES_MAX);
-        let halves: [fn(&sessions::Piece) -> &Vec<String>; 2] =
-            [|piece| &piece.lines, |piece| &piece.json];
-        let texts = halves
-            .iter()
-            .flat_map(|half| pieces.iter().map(half))
-            .filter(|lines| !lines.is_empty());
-        let mut messages = 0;
-        for lines in texts {
-            let message = || SendMessage {
-                from: from.clone(),
-                to: account.clone(),
-                text: lines.join("\n"),
-            };
-            if !self.post(message).await {
-                return Err(Refusal::new(
-                    "no message can be sent now: the service has to run and to serve its first domain",
-                ));
-            }
-            messages += 1;
-        }
-        self.accessed(case, &person, proof);
-        Ok(Answer::Sent {
-            account: account.as_str().to_owned(),
-            messages,
-        })
-    }
-
-    /// Sends a message by whoever sends for its domain.
-    async fn post(&self, message: impl Fn() -> SendMessage) -> bool {
-        let posts = self.posts.borrow().clone();
-        for post in posts {
-            let sent = post.send(message()).timeout(SYNC_LIMIT).await;
-            if sent.unwrap_or(false) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// The domain that was named, or the first.
-    fn service(&self, named: Option<String>) -> Result<Domain, Refusal> {
-        let known = match &named {
-            Some(name) => self.services.iter().find(|known| known.as_str() == name),
-            None => self.services.first(),
-        };
-        known
-            .cloned()
-            .ok_or_else(|| Refusal::new("that domain is not served"))
-    }
-
-    async fn open(&self, account: &str, service: Option<String>) -> Result<Answer, Refusal> {
-        let account = cases::account(account).ok_or_else(|| Refusal::new("that is no bare JID"))?;
-        let service = self.service(service)?;
-        let address = BareJid::new(&self.config.localpart, service);
-        let now = self.now();
-        let opened = self
-            .change(|cases| {
-                cases.open(
-                    account.clone(),
-                    address.clone(),
-                    &self.key,
-                    &self.config,
-                    now,
-                )
-            })
-            .await?;
-        match opened {
-            Ok(Some((id, code, expires_at))) => {
-                tracing::info!(case = %id, "a case is opened");
-                Ok(Answer::Opened {
-                    case: id.to_string(),
-                    address: address.as_str().to_owned(),
-                    code: code.as_str().to_owned(),
-                    expires_at: time::text(expires_at),
-                })
-            }
-            Ok(None) => Err(full()),
-            Err(_) => Err(self.failed().into()),
-        }
-    }
-
-    async fn open_by_secret(
-        &self,
-        node: &str,
-        secret: &str,
-        service: Option<String>,
-    ) -> Result<Answer, Refusal> {
-        let services = match service {
-            Some(name) => vec![self.service(Some(name))?],
-            None => self.services.clone(),
-        };
-        let (Ok(node), Ok(secret)) = (NodeId::new(node), Secret::new(secret)) else {
-            return Err(Refusal::new("node or secret is empty or too long"));
-        };
-        let find = FindRegistration {
-            services,
-            node,
-            secret,
-        };
-        let asked = self.edges.find.send(find).timeout(READ_LIMIT).await;
-        let found = asked
-            .map_err(Failure::from)
-            .and_then(|found| found.map_err(Failure::from))?;
-        let registration = found.ok_or_else(|| {
-            Refusal::new("no registration has this node and secret, or it has ended")
-        })?;
-        self.open_proven(Person::Registration(registration), Proof::NodeAndSecret)
-            .await
-    }
-
-    async fn open_by_token(&self, token: &str) -> Result<Answer, Refusal> {
-        let token = DeviceToken::parse(token)
-            .map_err(|_| Refusal::new("that is no device token in hex"))?;
-        self.open_proven(Person::Token(token), Proof::DeviceToken)
-            .await
-    }
-
-    async fn open_proven(&self, person: Person, proof: Proof) -> Result<Answer, Refusal> {
-        let now = self.now();
-        let opened = self
-            .change(|cases| cases.open_proven(person, proof, &self.config, now))
-            .await?;
-        match opened {
-            Ok(Some(id)) => Ok(Answer::OpenedProven {
-                case: id.to_string(),
-                proof: proof.as_str().to_owned(),
-            }),
-            Ok(None) => Err(full()),
-            Err(_) => Err(self.failed().into()),
-        }
-    }
-
-    fn list(&self) -> Answer {
-        let now = self.now();
-        let cases = self.cases.borrow();
-        let lines = cases.all().iter().map(|case| {
-            let (person, proof, until) = match &case.state {
-                State::Open(open) => (
-                    Some(open.account.as_str().to_owned()),
-                    None,
-                    Some(time::text(open.expires_at)),
-                ),
-                State::Confirmed { person, proof, .. } => {
-                    let person = match person {
-                        Person::Account(account) => account.as_str().to_owned(),
-                        Person::Token(_) => "a device token".to_owned(),
-                        Person::Registration(_) => "a node and its secret".to_owned(),
-                    };
-                    (Some(person), Some(proof.as_str().to_owned()), None)
-                }
-                State::Closed { .. } => (None, None, None),
-            };
-            CaseLine {
-                case: case.id.to_string(),
-                opened_at: time::text(case.opened_at),
-                state: case.state_name(now).to_owned(),
-                person,
-                proof,
-                code_expires_at: until,
-            }
-        });
-        Answer::Cases(lines.collect())
-    }
-
-    fn known(&self, case: &str) -> Result<CaseId, Refusal> {
-        let id = CaseId::new(case).ok();
-        id.filter(|id| self.cases.borrow().case(id).is_some())
-            .ok_or_else(|| Refusal::new("there is no such case; campanile privacy list shows them"))
-    }
-
-    /// The person of a confirmed case. An operator's word makes it one, and goes to the journal first.
-    async fn confirmed(
-        &self,
-        case: &str,
-        override_reason: Option<String>,
-    ) -> Result<(CaseId, Person, Proof), Refusal> {
-        let id = self.known(case)?;
-        if self.is_open(&id)
-            && let Some(reason) = override_reason
-        {
-            if reason.trim().is_empty() {
-                return Err(Refusal::new("an override needs a reason"));
-            }
-            let overridden = OverriddenEvent {
-                case: id.clone(),
-                reason: reason.into(),
-            };
-            self.record_durably(JournalEvent::Overridden(Box::new(overridden)))
-                .await?;
-            let now = self.now();
-            self.change(|cases| cases.confirm_by_override(&id, now))
-                .await?;
-            tracing::warn!(case = %id, "an operator answers for the identity in a case");
-        }
-        let cases = self.cases.borrow();
-        match cases.case(&id).map(|case| &case.state) {
-            Some(State::Confirmed { person, proof, .. }) => Ok((id, person.clone(), *proof)),
-            Some(State::Open(_)) => Err(Refusal::new(
-                "the case is not confirmed: the person has to send the code first; with proof by other \
-                 means use --override \"reason\", which is journalled",
-            )),
-            Some(State::Closed { .. }) | None => Err(Refusal::new("the case is closed")),
-        }
-    }
-
-    fn is_open(&self, id: &CaseId) -> bool {
-        let cases = self.cases.borrow();
-        cases
-            .case(id)
-            .is_some_and(|case| matches!(case.state, State::Open(_)))
-    }
-
     async fn sweep(&self, now: UnixSeconds) -> Result<SweptOutdated, SweepError> {
         let mut removed = self.sessions.borrow_mut().sweep(now);
         removed += self.limits.borrow_mut().sweep(now);
@@ -1032,10 +538,6 @@ impl Core {
     }
 }
 
-fn full() -> Refusal {
-    Refusal::new("there are as many cases as privacy.cases_max allows: close some")
-}
-
 fn claim_of(person: &Person) -> Claim {
     match person {
         Person::Account(account) => Claim::Account(account.clone()),
@@ -1044,8 +546,8 @@ fn claim_of(person: &Person) -> Claim {
     }
 }
 
-/// Whose lines of the journal belong to a person. A node may be shared by accounts, so it counts only for
-/// who has proven its secret.
+/// Whose lines of the journal belong to a person. Nodes never count: anybody may register the node of
+/// somebody else, and would see what happened to theirs.
 fn subject_of(person: &Person, details: &[RegistrationDetails]) -> Subject {
     let mut subject = Subject::default();
     match person {

@@ -238,7 +238,6 @@ impl Rig {
     ) -> Result<CommandStage, CommandError> {
         let run = RunPrivacyCommand {
             account,
-            service: Domain::new("push.example"),
             command,
             session: session.map(str::to_owned),
             action,
@@ -352,6 +351,11 @@ async fn a_report_comes_in_pieces_that_are_whole_together() {
 async fn an_erasure_asks_twice_and_reaches_everything() {
     let rig = Rig::start(3);
     let (_, code) = rig.open().await;
+    // Somebody has asked about her device as well.
+    let request = Request::OpenByToken {
+        token: token().as_str().to_owned(),
+    };
+    rig.ask(request).await.unwrap();
     let erase = PrivacyCommand::Erase;
     let asked = rig
         .command(ada(), erase, None, CommandAction::Execute)
@@ -394,8 +398,8 @@ async fn an_erasure_asks_twice_and_reaches_everything() {
         assert!(matches!(&held.journal[..], [JournalEvent::Erased(erased)]
             if erased.registrations == 1 && erased.records == 3));
     }
-    // Her open case is gone as well.
-    assert!(!rig.holds("ada"));
+    // The cases are gone as well.
+    assert!(!rig.holds("ada") && !rig.holds(token().as_str()));
     assert_eq!(rig.say(ada(), &code).await, None);
 }
 

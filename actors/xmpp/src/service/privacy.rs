@@ -35,16 +35,16 @@ pub(super) fn is_address(to: &Jid, service: &Service) -> bool {
 }
 
 /// Runs [`ACCESS`].
-pub(super) fn access(request: &Element, head: &IqHead<'_>, service: &Service) -> Answer {
-    run(PrivacyCommand::Access, request, head, service)
+pub(super) fn access(request: &Element, head: &IqHead<'_>, _: &Service) -> Answer {
+    run(PrivacyCommand::Access, request, head)
 }
 
 /// Runs [`ERASE`].
-pub(super) fn erase(request: &Element, head: &IqHead<'_>, service: &Service) -> Answer {
-    run(PrivacyCommand::Erase, request, head, service)
+pub(super) fn erase(request: &Element, head: &IqHead<'_>, _: &Service) -> Answer {
+    run(PrivacyCommand::Erase, request, head)
 }
 
-fn run(command: PrivacyCommand, request: &Element, head: &IqHead<'_>, service: &Service) -> Answer {
+fn run(command: PrivacyCommand, request: &Element, head: &IqHead<'_>) -> Answer {
     let account = match v1::account(head) {
         Ok(account) => account,
         Err(error) => return refuse(head, error),
@@ -64,7 +64,6 @@ fn run(command: PrivacyCommand, request: &Element, head: &IqHead<'_>, service: &
     };
     let run = RunPrivacyCommand {
         account,
-        service: service.domain.clone(),
         command,
         session: request.attribute("sessionid").map(str::to_owned),
         action,
