@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use campanile::{check, desk, dev, exit, serve};
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use rustix::fs::Mode;
 
 /// XMPP push app server: wakes iOS devices through APNs when their XMPP server asks (XEP-0357).
 #[derive(Debug, Parser)]
@@ -79,6 +80,8 @@ fn main() -> ExitCode {
             });
         }
     };
+    // Whatever writes a file here, also a library, writes it for the owner alone.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let done = match cli.command {
         Command::Serve { config } => serve::command(&config),
         Command::Check { config } => Ok(check::command(&config)),

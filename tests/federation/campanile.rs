@@ -178,6 +178,22 @@ impl Campanile {
             .expect("the program runs")
     }
 
+    /// What it has made that others may read.
+    pub(crate) fn exposed(&self) -> Vec<PathBuf> {
+        let made = [
+            "store",
+            "privacy",
+            "registration.key",
+            "privacy.key",
+            "admin.sock",
+        ];
+        let mut exposed = Vec::new();
+        for name in made {
+            find_exposed(&self.directory.join(name), &mut exposed);
+        }
+        exposed
+    }
+
     /// Whether any file of its directory has these bytes.
     pub(crate) fn holds(&self, needle: &str) -> bool {
         holds(&self.directory, needle)
@@ -230,4 +246,16 @@ fn holds(directory: &Path, needle: &str) -> bool {
             .windows(needle.len())
             .any(|window| window == needle.as_bytes())
     })
+}
+
+fn find_exposed(path: &Path, exposed: &mut Vec<PathBuf>) {
+    let found = fs::symlink_metadata(path).expect("the program has made it");
+    if found.permissions().mode() & 0o077 != 0 {
+        exposed.push(path.to_owned());
+    }
+    if found.is_dir() {
+        for entry in fs::read_dir(path).expect("it can be read").flatten() {
+            find_exposed(&entry.path(), exposed);
+        }
+    }
 }

@@ -114,6 +114,11 @@ fn an_operator_answers_whoever_confirms() {
     };
     assert!(refused(&export(&world, &case)).contains("not confirmed"));
     assert!(!world.campanile.holds(&case.code));
+    assert!(
+        world.campanile.exposed().is_empty(),
+        "{:?}",
+        world.campanile.exposed()
+    );
     world
         .step("a case is open; nothing is exported before it is confirmed; the code is in no file");
 
