@@ -51,7 +51,7 @@ pub fn command(config: &Path) -> i32 {
 #[must_use]
 pub fn inspect(settings: &Settings, clock: &Clock) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Err(error) = telemetry::parse_filter(&settings.log) {
+    if let Err(error) = telemetry::inspect(&settings.log) {
         findings.push(Finding::fatal(&error));
     }
     let (xmpp, domains) = (&settings.xmpp, &settings.domains);
@@ -89,6 +89,9 @@ pub fn inspect(settings: &Settings, clock: &Clock) -> Vec<Finding> {
             fatal: false,
             text: format!("{missing}: `campanile privacy statement` cannot say it"),
         });
+    }
+    for error in journal::inspect(&settings.journal) {
+        findings.push(Finding::fatal(&error));
     }
     findings
 }

@@ -12,6 +12,7 @@ pub mod exit;
 pub mod facts;
 pub mod guardian;
 pub mod lanes;
+mod log_files;
 pub mod reload;
 pub mod serve;
 pub mod settings;

@@ -24,7 +24,7 @@ pub struct Report {
 /// [`RunError`] when it cannot start, or an actor died.
 pub fn command(config: &Path) -> Result<i32, RunError> {
     let settings = Settings::load(config).map_err(RunError::Settings)?;
-    telemetry::install(&settings.log)
+    let _logging = telemetry::install(&settings.log)
         .map_err(|error| RunError::Unusable(vec![error.to_string()]))?;
     let (allowed, needed) = (descriptors::raise(), descriptors::needed(&settings));
     if let Some(warning) = descriptors::warning(allowed, needed) {

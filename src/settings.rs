@@ -56,6 +56,8 @@ pub struct Settings {
     pub retention: retention::Config,
     /// `[privacy]`.
     pub privacy: privacy::Config,
+    /// `[journal]`.
+    pub journal: journal::Config,
 }
 
 /// `[runtime]`.

@@ -11,6 +11,7 @@ use crate::Settings;
 use crate::facts::facts;
 use crate::guardian::Ward;
 use crate::lanes::{self, Lane};
+use crate::log_files;
 use crate::shutdown::{Order, Stage};
 
 /// A running service.
@@ -75,13 +76,20 @@ pub async fn start(
     let cases = prepare_desk(settings)?;
     let socket =
         privacy::admin::bind(&settings.privacy).map_err(|error| vec![error.to_string()])?;
+    let journal = journal::Journal::open(&settings.journal, clock.clone())
+        .map_err(|error| vec![error.to_string()])?;
 
     let mut wards = Vec::new();
     let mut ward = |name: String, probe: Recipient<Probe>| wards.push(Ward { name, probe });
 
     // Control.
-    let registry =
-        registration::registry::start(&registrations).map_err(|error| vec![error.to_string()])?;
+    let journal = journal::start(journal).map_err(|error| vec![error.to_string()])?;
+    let log_files = log_files::start(&settings.log);
+    let registry_edges = registration::registry::Edges {
+        journal: Some(journal.record.clone()),
+    };
+    let registry = registration::registry::start(&registrations, registry_edges)
+        .map_err(|error| vec![error.to_string()])?;
     let feedback = feedback::start(
         &settings.feedback,
         feedback::Edges {
@@ -93,6 +101,10 @@ pub async fn start(
         clock.clone(),
         retention::Edges {
             sweep: registry.sweep.clone(),
+            keepers: vec![
+                ("journal segments", journal.sweep.clone()),
+                ("log files", log_files.sweep.clone()),
+            ],
         },
     );
     let desk = privacy::desk::start(cases, clock.clone(), desk_edges(&registry));
@@ -111,6 +123,8 @@ pub async fn start(
     let provider_tokens = apns::provider_tokens::start(&upstreams);
     let certificates = xmpp::certificates::start(&ingress, clock.clone());
     let outcomes = xmpp::outcomes::start(&ingress);
+    ward("journal".to_owned(), journal.probe.clone());
+    ward("log files".to_owned(), log_files.probe.clone());
     ward("registry".to_owned(), registry.probe.clone());
     ward("feedback".to_owned(), feedback.probe.clone());
     ward("retention".to_owned(), retention.probe.clone());
@@ -135,18 +149,23 @@ pub async fn start(
             touch: registry.touch.clone(),
             rejected: feedback.rejected.clone(),
             dead_pushes: registry.dead_pushes.clone(),
+            journal: journal.pushes.clone(),
             subscribe: provider_tokens.subscribe.clone(),
             refused: provider_tokens.refused.clone(),
         };
         let (register, unregister) = (registry.register.clone(), registry.unregister.clone());
         let asked = asked.clone();
+        let pushes = journal.pushes.clone();
         let extras = extras.clone();
         let (pool, resolver, egress, publish) = on(lane, move || {
             let pool = apns::pool::start(&upstreams, pool_edges);
             let deliver = interpose(extras.before_pool.as_ref(), pool.deliver.clone());
             let resolver = registration::resolver::start(
                 &registrations,
-                registration::resolver::Edges { deliver },
+                registration::resolver::Edges {
+                    deliver,
+                    journal: pushes,
+                },
             );
             let publish = interpose(extras.before_resolver.as_ref(), resolver.publish.clone());
             let egress = xmpp::egress::start(
@@ -232,6 +251,11 @@ pub async fn start(
                 name: "registry",
                 farewells_left: 0,
                 actors: vec![registry.drain],
+            },
+            Stage {
+                name: "journal",
+                farewells_left: 0,
+                actors: vec![journal.drain],
             },
         ],
     };

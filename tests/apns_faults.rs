@@ -188,6 +188,7 @@ impl Rig {
             touch: touches.recipient(),
             rejected: rejected.recipient(),
             dead_pushes: Store.start().recipient(),
+            journal: None,
             subscribe: signer.subscribe,
             refused: signer.refused,
         };
@@ -220,6 +221,7 @@ impl Rig {
                     has_body: true,
                 },
                 content: None,
+                trace: None,
             })
             .collect();
         let batch = DeliverBatch {

@@ -65,6 +65,7 @@ fn only_the_owners_know_storage_xml_and_http2() {
         ("sled", &["registration"][..]),
         ("quick-xml", &["xmpp", "simulators"]),
         ("h2", &["apns", "simulators"]),
+        ("zstd", &["journal"]),
     ];
     for actor in actors() {
         let path = root().join("actors").join(&actor).join("Cargo.toml");
@@ -88,6 +89,7 @@ fn wiring_alone_names_two_actors() {
         "feedback",
         "retention",
         "privacy",
+        "journal",
     ];
     let starts: Vec<String> = pipeline.iter().map(|actor| format!("{actor}::")).collect();
     let mut wiring_names = 0;

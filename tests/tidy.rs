@@ -68,6 +68,7 @@ fn every_key_is_in_default_toml() {
     check("feedback", &fields::<feedback::Config>("feedback"));
     check("retention", &fields::<retention::Config>("retention"));
     check("privacy", &fields::<privacy::Config>("privacy"));
+    check("journal", &fields::<journal::Config>("journal"));
 
     for key in fields::<apns::AppConfig>("apps") {
         let documented = DEFAULTS.contains(&format!("#   {key} = "))
@@ -156,6 +157,7 @@ fn the_architecture_names_every_message() {
         "OverriddenEvent",
         "Proof",
         "PushTarget",
+        "PushTrace",
         "PushedEvent",
         "RegisteredEvent",
         "Subject",

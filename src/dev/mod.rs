@@ -57,7 +57,8 @@ pub fn command(pushes: Option<u64>) -> Result<i32, RunError> {
         filter: "warn".to_owned(),
         ..telemetry::Config::default()
     };
-    telemetry::install(&log).map_err(|error| RunError::Unusable(vec![error.to_string()]))?;
+    let _logging =
+        telemetry::install(&log).map_err(|error| RunError::Unusable(vec![error.to_string()]))?;
     actix_rt::System::new().block_on(run(pushes))
 }
 

@@ -209,6 +209,12 @@ socket = "{at}/admin.sock"
 controller = "whoever runs this command"
 contact = ["xmpp:ada@chat.localhost"]
 locations = ["this machine"]
+[retention]
+report_file = "{at}/retention.json"
+
+[journal]
+path = "{at}/journal"
+key_file = "{at}/journal.key"
 "#,
         listen = listen.join(", "),
         port = apple.port(),

@@ -23,7 +23,7 @@ pub(crate) const TLS_PORT: u16 = 5270;
 
 /// What of its own code it logs: everything.
 const FILTER: &str = "info,campanile=trace,xmpp=trace,registration=trace,apns=trace,feedback=trace,\
-                      retention=trace,privacy=trace,messages=trace";
+                      retention=trace,privacy=trace,journal=trace,messages=trace";
 
 /// A running Campanile.
 pub(crate) struct Campanile {
@@ -91,6 +91,12 @@ key_file = "{store_key}"
 path = "{at}/privacy"
 key_file = "{at}/privacy.key"
 socket = "{at}/admin.sock"
+[retention]
+report_file = "{report}"
+
+[journal]
+path = "{journal}"
+key_file = "{journal_key}"
 "#,
             at = directory.display(),
             listen = self.listen(PORT),
@@ -106,6 +112,9 @@ socket = "{at}/admin.sock"
             tokens = directory.join("provider-tokens").display(),
             store = directory.join("store").display(),
             store_key = directory.join("registration.key").display(),
+            report = directory.join("retention.json").display(),
+            journal = directory.join("journal").display(),
+            journal_key = directory.join("journal.key").display(),
         );
         let configuration = directory.join("campanile.toml");
         fs::write(&configuration, text).expect("the directory of the test can be written");

@@ -9,17 +9,23 @@ use std::rc::{Rc, Weak};
 
 use actix::Recipient;
 use messages::{
-    DeadPush, DeadPushBatch, Origin, PushOutcome, RegistrationKey, RejectedToken, RejectedTokens,
-    Rejection, Ticket, Touch, TouchBatch,
+    DeadPush, DeadPushBatch, JournalBatch, JournalEntry, JournalEvent, Origin, PushOutcome,
+    PushTarget, PushTrace, PushedEvent, RegistrationKey, RejectedToken, RejectedTokens, Rejection,
+    Ticket, Touch, TouchBatch,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// Outcomes collected before the journal is told of them without waiting for a tick: a message to another
+/// thread for hundreds of pushes costs nothing, one for each push would be seen.
+const JOURNAL_BATCH: usize = 256;
 
 /// What one lane owes and what it has to tell. Telling is collected and leaves in [`Ledger::flush`].
 pub(crate) struct Ledger {
     touch: Recipient<TouchBatch>,
     rejected: Recipient<RejectedTokens>,
     dead_pushes: Recipient<DeadPushBatch>,
+    journal: Option<Recipient<JournalBatch>>,
     /// Batches with tickets still owed, by the time they must be told something.
     owing: RefCell<BTreeMap<(Instant, u64), Weak<Batch>>>,
     serial: Cell<u64>,
@@ -27,6 +33,7 @@ pub(crate) struct Ledger {
     touches: Cell<Vec<Touch>>,
     dead: Cell<Vec<RejectedToken>>,
     buried: Cell<Vec<(Rc<Batch>, DeadPush)>>,
+    entries: Cell<Vec<JournalEntry>>,
     /// Pushes not yet finished, answered or not.
     open: Cell<usize>,
     changed: Notify,
@@ -64,8 +71,16 @@ struct Batch {
     ledger: Rc<Ledger>,
     origin: Origin,
     key: (Instant, u64),
-    tickets: Box<[Cell<Option<Ticket>>]>,
+    tickets: Box<[Cell<Option<Owed>>]>,
     owed: Cell<usize>,
+}
+
+/// A ticket that was told nothing yet.
+pub(crate) struct Owed {
+    /// Whom to answer.
+    pub(crate) ticket: Ticket,
+    /// What to tell the journal with the answer.
+    pub(crate) trace: Option<(RegistrationKey, PushTrace)>,
 }
 
 /// The duty to answer one ticket.
@@ -79,17 +94,20 @@ impl Ledger {
         touch: Recipient<TouchBatch>,
         rejected: Recipient<RejectedTokens>,
         dead_pushes: Recipient<DeadPushBatch>,
+        journal: Option<Recipient<JournalBatch>>,
     ) -> Self {
         Self {
             touch,
             rejected,
             dead_pushes,
+            journal,
             owing: RefCell::default(),
             serial: Cell::default(),
             outcomes: Cell::default(),
             touches: Cell::default(),
             dead: Cell::default(),
             buried: Cell::default(),
+            entries: Cell::default(),
             open: Cell::default(),
             changed: Notify::new(),
             counters: Counters::default(),
@@ -101,7 +119,7 @@ impl Ledger {
         self: &Rc<Self>,
         origin: Origin,
         due: Instant,
-        tickets: impl ExactSizeIterator<Item = Ticket>,
+        tickets: impl ExactSizeIterator<Item = Owed>,
     ) -> Vec<Claim> {
         let owed = tickets.len();
         let key = (due, self.serial.replace(self.serial.get() + 1));
@@ -109,7 +127,7 @@ impl Ledger {
             ledger: Rc::clone(self),
             origin,
             key,
-            tickets: tickets.map(|ticket| Cell::new(Some(ticket))).collect(),
+            tickets: tickets.map(|owed| Cell::new(Some(owed))).collect(),
             owed: Cell::new(owed),
         });
         if owed > 0 {
@@ -198,6 +216,27 @@ impl Ledger {
         if dead > 0 && self.rejected.try_send(RejectedTokens { items }).is_err() {
             self.lost(dead);
         }
+        let entries = self.entries.take();
+        if entries.len() < JOURNAL_BATCH {
+            self.entries.set(entries);
+        } else {
+            self.tell_journal(entries);
+        }
+    }
+
+    /// Tells the journal what was collected, however little it is.
+    pub(crate) fn flush_journal(&self) {
+        self.tell_journal(self.entries.take());
+    }
+
+    fn tell_journal(&self, items: Vec<JournalEntry>) {
+        let told = items.len();
+        if let Some(journal) = &self.journal
+            && told > 0
+            && journal.try_send(JournalBatch { items }).is_err()
+        {
+            self.lost(told);
+        }
     }
 
     fn ask_about_dead(&self) {
@@ -224,13 +263,27 @@ impl Ledger {
         lost.set(lost.get() + items as u64);
     }
 
-    fn tell(&self, batch: &Rc<Batch>, ticket: Ticket, outcome: PushOutcome) {
+    fn tell(&self, batch: &Rc<Batch>, owed: Owed, outcome: PushOutcome) {
         count(match outcome {
             PushOutcome::Accepted => &self.counters.accepted,
             PushOutcome::Deferred => &self.counters.deferred,
             PushOutcome::Rejected(_) => &self.counters.rejected,
         });
-        push(&self.outcomes, (Rc::clone(batch), ticket, outcome));
+        push(&self.outcomes, (Rc::clone(batch), owed.ticket, outcome));
+        self.note(owed.trace, outcome);
+    }
+
+    /// Remembers for the journal what a push was told.
+    fn note(&self, trace: Option<(RegistrationKey, PushTrace)>, outcome: PushOutcome) {
+        if let Some((registration, PushTrace { at, node, domain })) = trace {
+            let target = Some(PushTarget { registration, node });
+            let event = JournalEvent::Pushed(PushedEvent {
+                target,
+                domain,
+                outcome,
+            });
+            push(&self.entries, JournalEntry { at, event });
+        }
     }
 }
 
@@ -243,14 +296,14 @@ fn push<T>(list: &Cell<Vec<T>>, item: T) {
 
 impl Batch {
     fn settle(self: &Rc<Self>, slot: usize, outcome: PushOutcome) {
-        if let Some(ticket) = self.take(slot) {
-            self.ledger.tell(self, ticket, outcome);
+        if let Some(owed) = self.take(slot) {
+            self.ledger.tell(self, owed, outcome);
         }
     }
 
     /// The ticket, if it was told nothing yet; from now on it is the taker's to tell.
-    fn take(&self, slot: usize) -> Option<Ticket> {
-        let ticket = self.tickets.get(slot).and_then(Cell::take)?;
+    fn take(&self, slot: usize) -> Option<Owed> {
+        let owed = self.tickets.get(slot).and_then(Cell::take)?;
         self.owed.set(self.owed.get() - 1);
         // A batch that owes nothing is not to be found when it falls due.
         if self.owed.get() == 0
@@ -258,7 +311,7 @@ impl Batch {
         {
             owing.remove(&self.key);
         }
-        Some(ticket)
+        Some(owed)
     }
 
     fn settle_rest(self: &Rc<Self>, outcome: PushOutcome) {
@@ -277,7 +330,10 @@ impl Claim {
     /// Has the outcome told by who knows whether the registration lives on without this token.
     pub(crate) fn bury(&self, registration: RegistrationKey, rejected: RejectedToken) {
         let batch = &self.batch;
-        if let Some(ticket) = batch.take(self.slot) {
+        if let Some(Owed { ticket, trace }) = batch.take(self.slot) {
+            // What Apple said; who answers the iq knows better only what to make of it.
+            let dead = PushOutcome::Rejected(Rejection::Unregistered);
+            batch.ledger.note(trace, dead);
             let dead = DeadPush {
                 ticket,
                 registration,
@@ -310,6 +366,7 @@ impl Drop for Claim {
 mod tests {
     use std::time::Duration;
 
+    use messages::{Domain, NodeId, UnixSeconds};
     use proptest::prelude::*;
     use testkit::Collector;
 
@@ -322,6 +379,7 @@ mod tests {
         ledger: Rc<Ledger>,
         outcomes: Collector<messages::OutcomeBatch>,
         dead_pushes: Collector<DeadPushBatch>,
+        journal: Collector<JournalBatch>,
         now: Instant,
     }
 
@@ -330,9 +388,17 @@ mod tests {
             let touch = Collector::start().recipient();
             let rejected = Collector::start().recipient();
             let dead_pushes = Collector::start();
+            let journal = Collector::start();
+            let ledger = Ledger::new(
+                touch,
+                rejected,
+                dead_pushes.recipient(),
+                Some(journal.recipient()),
+            );
             Self {
-                ledger: Rc::new(Ledger::new(touch, rejected, dead_pushes.recipient())),
+                ledger: Rc::new(ledger),
                 dead_pushes,
+                journal,
                 outcomes: Collector::start(),
                 now: Instant::now(),
             }
@@ -340,10 +406,20 @@ mod tests {
 
         fn claims(&self, slots: std::ops::Range<u32>, due_seconds: u64) -> Vec<Claim> {
             let origin = Origin::new(self.outcomes.recipient());
-            let tickets: Vec<Ticket> = slots
-                .map(|slot| Ticket {
-                    slot,
-                    generation: 1,
+            let tickets: Vec<Owed> = slots
+                .map(|slot| Owed {
+                    ticket: Ticket {
+                        slot,
+                        generation: 1,
+                    },
+                    trace: Some((
+                        RegistrationKey([7; 16]),
+                        PushTrace {
+                            at: UnixSeconds(slot.into()),
+                            node: NodeId::new("node").unwrap(),
+                            domain: Domain::new("chat.example"),
+                        },
+                    )),
                 })
                 .collect();
             self.ledger
@@ -441,6 +517,17 @@ mod tests {
             ]
         );
         assert_eq!(desk.ledger.open(), 0);
+        desk.ledger.flush_journal();
+        let told = desk.journal.take().await.items;
+        let told: Vec<_> = told
+            .iter()
+            .map(|entry| match &entry.event {
+                JournalEvent::Pushed(pushed) => pushed.outcome,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let dead = PushOutcome::Rejected(Rejection::Unregistered);
+        assert_eq!(told, [PushOutcome::Deferred, dead, dead]);
     }
 
     /// Takes nothing.
@@ -471,6 +558,36 @@ mod tests {
         let claims = desk.claims(0..1, 20);
         claims[0].bury(RegistrationKey([0; 16]), rejected());
         assert_eq!(desk.told().await, [(0, UNAVAILABLE)]);
+    }
+
+    #[actix::test]
+    async fn the_journal_is_told_each_outcome_once_in_large_batches() {
+        let mut desk = Desk::start();
+        let many = u32::try_from(JOURNAL_BATCH).unwrap();
+        let claims = desk.claims(0..many + 1, 20);
+        for claim in &claims[1..] {
+            claim.settle(PushOutcome::Accepted);
+        }
+        desk.told().await;
+        let batch = desk.journal.take().await;
+        assert_eq!(batch.items.len(), JOURNAL_BATCH);
+        drop(claims);
+        desk.told().await;
+        assert!(desk.journal.drain().is_empty(), "a few wait for a tick");
+        desk.ledger.flush_journal();
+        let batch = desk.journal.take().await;
+        let event = JournalEvent::Pushed(PushedEvent {
+            target: Some(PushTarget {
+                registration: RegistrationKey([7; 16]),
+                node: NodeId::new("node").unwrap(),
+            }),
+            domain: Domain::new("chat.example"),
+            outcome: INTERNAL,
+        });
+        let at = UnixSeconds(0);
+        assert_eq!(batch.items, [JournalEntry { at, event }]);
+        desk.ledger.flush_journal();
+        assert!(desk.journal.drain().is_empty());
     }
 
     #[derive(Clone, Debug)]

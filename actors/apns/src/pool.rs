@@ -9,15 +9,16 @@ use actix::{
     Actor, AsyncContext, Context, Handler, Recipient, ResponseFuture, Supervised, Supervisor,
 };
 use messages::{
-    DeadPushBatch, DeliverBatch, Drain, Drained, ErrorReason, Health, Probe, ProviderTokenRefused,
-    PushOutcome, RejectedTokens, Rejection, SubscribeProviderToken, TouchBatch, UseProviderToken,
+    DeadPushBatch, DeliverBatch, Drain, Drained, ErrorReason, Health, JournalBatch, Probe,
+    ProviderTokenRefused, PushOutcome, RejectedTokens, Rejection, SubscribeProviderToken,
+    TouchBatch, UseProviderToken,
 };
 use tokio::time::{Instant, timeout_at};
 
 use crate::Upstreams;
 use crate::alarm::Alarm;
 use crate::class::Class;
-use crate::ledger::{Ledger, count};
+use crate::ledger::{Ledger, Owed, count};
 use crate::push::{Push, Tries, new_id};
 use crate::route::{Lane, Route};
 
@@ -36,6 +37,8 @@ pub struct Edges {
     pub rejected: Recipient<RejectedTokens>,
     /// Answers the iqs of pushes to dead device tokens.
     pub dead_pushes: Recipient<DeadPushBatch>,
+    /// Learns what each push was told; `None` if pushes are not recorded.
+    pub journal: Option<Recipient<JournalBatch>>,
     /// Hands out provider tokens: [`crate::provider_tokens`].
     pub subscribe: Recipient<SubscribeProviderToken>,
     /// Learns of provider tokens called expired: [`crate::provider_tokens`].
@@ -86,7 +89,12 @@ impl Pool {
         let fresh = Duration::from_secs(config.fresh_seconds);
         let alarm = Alarm::new(Duration::from_secs(config.alarm_interval_seconds));
         let lane = Rc::new(Lane {
-            ledger: Rc::new(Ledger::new(edges.touch, edges.rejected, edges.dead_pushes)),
+            ledger: Rc::new(Ledger::new(
+                edges.touch,
+                edges.rejected,
+                edges.dead_pushes,
+                edges.journal,
+            )),
             refused: edges.refused,
             closed: Cell::new(false),
             upstreams,
@@ -116,6 +124,7 @@ impl Pool {
             route.tick(now);
         }
         self.lane.ledger.flush();
+        self.lane.ledger.flush_journal();
     }
 }
 
@@ -147,7 +156,7 @@ impl Supervised for Pool {}
 impl Handler<DeliverBatch> for Pool {
     type Result = ();
 
-    fn handle(&mut self, batch: DeliverBatch, _: &mut Self::Context) {
+    fn handle(&mut self, mut batch: DeliverBatch, _: &mut Self::Context) {
         let now = Instant::now();
         let ledger = &self.lane.ledger;
         let due = Instant::from_std(batch.deadline)
@@ -156,7 +165,10 @@ impl Handler<DeliverBatch> for Pool {
         let claims = ledger.claims(
             batch.origin,
             due,
-            batch.items.iter().map(|item| item.ticket),
+            batch.items.iter_mut().map(|item| Owed {
+                ticket: item.ticket,
+                trace: item.trace.take().map(|trace| (item.registration, trace)),
+            }),
         );
         for (item, claim) in batch.items.into_iter().zip(claims) {
             let serial = ledger.counters.received.get();
@@ -238,6 +250,7 @@ impl Handler<Drain> for Pool {
                 route.close();
             }
             ledger.flush();
+            ledger.flush_journal();
             let farewell = drain.closed_by(Instant::now().into_std(), FAREWELL).into();
             while routes.iter().any(|route| route.connections().0 > 0)
                 && timeout_at(farewell, ledger.changed()).await.is_ok()

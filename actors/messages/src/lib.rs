@@ -47,7 +47,7 @@ pub use privacy::{
 pub use provider_token::{Bearer, ProviderTokenRefused, SubscribeProviderToken, UseProviderToken};
 pub use push::{
     Deliver, DeliverBatch, NotificationHint, Origin, OutcomeBatch, Publish, PublishBatch,
-    PushOutcome, Rejection, Ticket,
+    PushOutcome, PushTrace, Rejection, Ticket,
 };
 pub use registration::{
     Dialect, Register, Registered, RegistryError, RemoveTokens, Removed, SweepCursor, SweepExpired,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use actix::{Message, Recipient};
 
-use crate::{AppId, Content, DeviceToken, Domain, NodeId, RegistrationKey, Secret};
+use crate::{AppId, Content, DeviceToken, Domain, NodeId, RegistrationKey, Secret, UnixSeconds};
 
 /// Names a slot in the table of unanswered iqs of one stream. The generation tells a late outcome from
 /// the slot's next tenant.
@@ -85,6 +85,19 @@ pub struct Deliver {
     pub hint: NotificationHint,
     /// See [`Publish::content`]; the app's own choice is still to be obeyed.
     pub content: Option<Box<Content>>,
+    /// What the journal is to be told with the outcome; `None` if it records no pushes.
+    pub trace: Option<PushTrace>,
+}
+
+/// What the journal says of a push beside its registration and its outcome.
+#[derive(Debug)]
+pub struct PushTrace {
+    /// When it was triggered.
+    pub at: UnixSeconds,
+    /// See [`Publish::node`].
+    pub node: NodeId,
+    /// See [`Publish::domain`].
+    pub domain: Domain,
 }
 
 /// What became of pushes. Each ticket gets exactly one outcome.

@@ -22,6 +22,7 @@ pub struct Registrations(pub(crate) Arc<Shared>);
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    pub(crate) clock: Clock,
     /// For reads on the hot path, from any thread. The writer exchanges it.
     pub(crate) living: Arc<ArcSwap<Living>>,
     /// For everything else; held during a group commit.
@@ -87,11 +88,12 @@ impl Registrations {
             Arc::clone(&living),
             Arc::clone(&touches),
             Arc::clone(&counters),
-            clock,
+            clock.clone(),
             config,
         );
         Self(Arc::new(Shared {
             config: config.clone(),
+            clock,
             living,
             writer: Mutex::new(writer),
             touches,

@@ -16,8 +16,9 @@ use actix::{
 };
 use messages::{
     Claim, DeadPush, DeadPushBatch, DescribeRegistrations, DeviceToken, Drain, Drained,
-    EraseRegistrations, FindRegistration, Health, Probe, PushOutcome, Register, RegistrationKey,
-    RegistryError, Rejection, RemoveTokens, RotateKeys, SweepExpired, TouchBatch, Unregister,
+    EraseRegistrations, FindRegistration, Health, JournalBatch, Probe, PushOutcome, Register,
+    RegistrationKey, RegistryError, Rejection, RemoveTokens, RotateKeys, SweepExpired, TouchBatch,
+    Unregister,
 };
 use tokio::sync::oneshot;
 
@@ -27,6 +28,13 @@ use crate::writer::{Broken, Job, Reply, Sifted, lock, outlives};
 
 /// Most requests that share one sync; it bounds how long the first of them waits.
 const GROUP_MAX: usize = 256;
+
+/// Where the registry sends.
+#[derive(Clone, Default)]
+pub struct Edges {
+    /// Learns what happened to registrations, once it is durable; `None` if that is not recorded.
+    pub journal: Option<Recipient<JournalBatch>>,
+}
 
 /// Where the registry takes messages.
 #[derive(Clone)]
@@ -61,8 +69,9 @@ pub struct Handles {
 ///
 /// # Errors
 /// [`Error::Thread`] when the system gives no thread.
-pub fn start(registrations: &Registrations) -> Result<Handles, Error> {
+pub fn start(registrations: &Registrations, edges: Edges) -> Result<Handles, Error> {
     let shared = Arc::clone(&registrations.0);
+    lock(&shared.writer).journal = edges.journal;
     let queue_max = usize::try_from(shared.config.queue_max).unwrap_or(usize::MAX);
     let (queue, jobs) = sync_channel(queue_max);
     let (done, finished) = oneshot::channel();
@@ -511,7 +520,7 @@ mod tests {
             let keys = Keys::derive(&MasterKey::generate().unwrap());
             let registrations = Registrations::new(&config, clock, Arc::new(store), keys);
             Self {
-                handles: start(&registrations).unwrap(),
+                handles: start(&registrations, Edges::default()).unwrap(),
                 begun,
                 results,
             }

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use actix::{Actor, Context, Handler, MessageResult, Recipient, Supervised, Supervisor};
 use messages::{
-    AppId, Deliver, DeliverBatch, DeviceToken, Drain, Drained, Health, Probe, Publish,
-    PublishBatch, PushOutcome, Rejection,
+    AppId, Deliver, DeliverBatch, DeviceToken, Drain, Drained, Health, JournalBatch, JournalEntry,
+    JournalEvent, Probe, Publish, PublishBatch, PushOutcome, PushTarget, PushTrace, PushedEvent,
+    Rejection, UnixSeconds,
 };
 use subtle::ConstantTimeEq;
 
@@ -21,6 +22,9 @@ const APPS_MAX: usize = 64;
 pub struct Edges {
     /// Takes the pushes whose registration was found.
     pub deliver: Recipient<DeliverBatch>,
+    /// Learns of pushes that go no further; `None` if pushes are not recorded. The others carry what it
+    /// shall learn with them.
+    pub journal: Option<Recipient<JournalBatch>>,
 }
 
 /// Where the resolver takes messages.
@@ -71,6 +75,7 @@ struct Counters {
     overdue: u64,
     undeliverable: u64,
     lost: u64,
+    unrecorded: u64,
 }
 
 impl Resolver {
@@ -103,12 +108,45 @@ impl Resolver {
                     device_token,
                     hint: publish.hint,
                     content: publish.content.take(),
+                    trace: None,
                 }))
             } else {
                 Err(Error::Record)
             };
         })?;
         verdict
+    }
+
+    /// What the journal says of a push that was refused here.
+    fn refused(&self, publish: Publish, rejection: Rejection, at: UnixSeconds) -> JournalEntry {
+        // Forbidden is what has a registration: node and secret are right, the server is not.
+        let target = (rejection == Rejection::Forbidden).then(|| {
+            let secret = publish.secret.as_ref().map_or("", |secret| secret.as_str());
+            let service = publish.service.as_str();
+            let keys = &self.shared.keys;
+            PushTarget {
+                registration: keys.registration(service, publish.node.as_str(), secret),
+                node: publish.node,
+            }
+        });
+        JournalEntry {
+            at,
+            event: JournalEvent::Pushed(PushedEvent {
+                target,
+                domain: publish.domain,
+                outcome: PushOutcome::Rejected(rejection),
+            }),
+        }
+    }
+
+    fn tell_journal(&mut self, items: Vec<JournalEntry>) {
+        let untold = items.len() as u64;
+        if let Some(journal) = &self.edges.journal
+            && untold > 0
+            && journal.try_send(JournalBatch { items }).is_err()
+        {
+            self.counters.unrecorded += untold;
+        }
     }
 
     fn count(&mut self, rejection: Rejection) {
@@ -119,6 +157,23 @@ impl Resolver {
         };
         *counter += 1;
     }
+}
+
+/// What the journal says of a push that nobody took.
+fn undeliverable(item: Deliver, outcome: PushOutcome) -> Option<JournalEntry> {
+    let PushTrace { at, node, domain } = item.trace?;
+    let target = Some(PushTarget {
+        registration: item.registration,
+        node,
+    });
+    Some(JournalEntry {
+        at,
+        event: JournalEvent::Pushed(PushedEvent {
+            target,
+            domain,
+            outcome,
+        }),
+    })
 }
 
 /// The name of an app, from those seen before if possible.
@@ -146,29 +201,49 @@ impl Handler<PublishBatch> for Resolver {
         let PublishBatch {
             origin,
             deadline,
-            mut items,
+            items,
         } = batch;
+        // One time for the batch: it was read at once.
+        let at = self
+            .edges
+            .journal
+            .is_some()
+            .then(|| self.shared.clock.now());
+        let mut entries = Vec::new();
         if Instant::now() >= deadline {
             self.counters.overdue += items.len() as u64;
             let overdue = PushOutcome::Rejected(Rejection::TimedOut);
             let outcomes = items.iter().map(|item| (item.ticket, overdue)).collect();
             self.counters.lost += origin.tell(outcomes) as u64;
+            if let Some(at) = at {
+                let refused = |publish| self.refused(publish, Rejection::TimedOut, at);
+                entries.extend(items.into_iter().map(refused));
+                self.tell_journal(entries);
+            }
             return;
         }
         let mut found = Vec::with_capacity(items.len());
         let mut refused = Vec::new();
         let mut fault = None;
         let living = self.shared.living.load_full();
-        for publish in &mut items {
-            let resolved = self.resolve(&living, publish).unwrap_or_else(|error| {
+        for mut publish in items {
+            let resolved = self.resolve(&living, &mut publish).unwrap_or_else(|error| {
                 fault = Some(error);
                 Err(Rejection::Internal)
             });
             match resolved {
-                Ok(deliver) => found.push(deliver),
+                Ok(mut deliver) => {
+                    deliver.trace = at.map(|at| PushTrace {
+                        at,
+                        node: publish.node,
+                        domain: publish.domain,
+                    });
+                    found.push(deliver);
+                }
                 Err(rejection) => {
                     self.count(rejection);
                     refused.push((publish.ticket, PushOutcome::Rejected(rejection)));
+                    entries.extend(at.map(|at| self.refused(publish, rejection, at)));
                 }
             }
         }
@@ -187,8 +262,11 @@ impl Handler<PublishBatch> for Resolver {
                 self.counters.undeliverable += undelivered.len() as u64;
                 let unavailable = PushOutcome::Rejected(Rejection::Unavailable);
                 refused.extend(undelivered.iter().map(|item| (item.ticket, unavailable)));
+                let traced = undelivered.into_iter();
+                entries.extend(traced.filter_map(|item| undeliverable(item, unavailable)));
             }
         }
+        self.tell_journal(entries);
         self.counters.lost += origin.tell(refused) as u64;
     }
 }
@@ -218,6 +296,7 @@ impl Handler<Probe> for Resolver {
                     counters.undeliverable,
                 ),
                 ("resolver_outcomes_lost_total", counters.lost),
+                ("resolver_pushes_unrecorded_total", counters.unrecorded),
             ],
         })
     }
@@ -244,7 +323,8 @@ mod tests {
             Registrations::new(&Config::default(), Clock::system(), Arc::new(store), keys);
         let mut delivered = Collector::start();
         let deliver = delivered.recipient();
-        let handles = start(&registrations, Edges { deliver });
+        let journal = None;
+        let handles = start(&registrations, Edges { deliver, journal });
         let mut outcomes = Collector::<OutcomeBatch>::start();
         let ticket = Ticket {
             slot: 1,

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use actix::Recipient;
 use arc_swap::ArcSwap;
 use messages::{
-    AppId, Claim, Clock, DeviceToken, Domain, FindRegistration, NodeId, Register, Registered,
+    AppId, BareJid, Claim, Clock, DeviceToken, Domain, EndCause, EndedEvent, FindRegistration,
+    JournalBatch, JournalEntry, JournalEvent, NodeId, Register, Registered, RegisteredEvent,
     RegistrationDetails, RegistrationKey, RegistryError, RejectedToken, Removed, Secret,
     SweepCursor, SweepExpired, SweptPage, Unregister,
 };
@@ -87,6 +89,10 @@ pub(crate) struct Writer {
     clock: Clock,
     key_file: PathBuf,
     per_account_max: usize,
+    /// Where what happens to registrations is written down, if it is.
+    pub(crate) journal: Option<Recipient<JournalBatch>>,
+    /// What it is told once the group is durable.
+    events: Vec<JournalEntry>,
     unsynced: bool,
     unflushed: bool,
     /// Whether the store has failed in a way after which nothing it says about durability counts.
@@ -122,6 +128,8 @@ impl Writer {
             key_file: config.key_file.clone(),
             per_account_max: usize::try_from(config.registrations_per_account_max)
                 .unwrap_or(usize::MAX),
+            journal: None,
+            events: Vec::new(),
             unsynced: false,
             unflushed: false,
             broken: false,
@@ -141,6 +149,7 @@ impl Writer {
             }
         }
         let durable = self.settle();
+        self.tell_journal(durable.is_ok());
         count(&self.counters.answered, answers.len() as u64);
         for answer in answers {
             answer(durable);
@@ -201,6 +210,27 @@ impl Writer {
             self.broken = true;
         }
         self.intact()
+    }
+
+    /// Tells the journal what was done, unless it may be lost. Nobody waits for the journal, so a failure is
+    /// only said.
+    fn tell_journal(&mut self, durable: bool) {
+        let items = std::mem::take(&mut self.events);
+        if let Some(journal) = &self.journal
+            && durable
+            && !items.is_empty()
+            && journal.try_send(JournalBatch { items }).is_err()
+        {
+            tracing::warn!("the journal has ended, it is not told of registrations any more");
+        }
+    }
+
+    fn note(&mut self, event: impl FnOnce() -> JournalEvent) {
+        if self.journal.is_some() {
+            let at = self.clock.now();
+            let event = event();
+            self.events.push(JournalEntry { at, event });
+        }
     }
 
     const fn intact(&self) -> Result<(), Broken> {
@@ -280,6 +310,7 @@ impl Writer {
         if known.is_none() && others >= self.per_account_max {
             return Err(RegistryError::TooMany);
         }
+        let renewed = known.is_some();
         let now = self.clock.now();
         let (salt, mask, registered_at) = match known {
             Some(known) => known,
@@ -304,8 +335,20 @@ impl Writer {
             .put(key, &record)
             .map_err(|error| self.failed(&error))?;
         self.erasure.mirror_put(key, &record);
+        self.note(|| {
+            JournalEvent::Registered(Box::new(RegisteredEvent {
+                account: register.account.clone(),
+                registration: key,
+                service: register.service.clone(),
+                app: register.app.clone(),
+                dialect: register.dialect,
+                node: register.node.clone(),
+                device_token: register.device_token.clone(),
+                renewed,
+            }))
+        });
         for key in stale {
-            self.remove(key)?;
+            self.end(key, Some(&register.account), &EndCause::Replaced)?;
         }
         Ok(Registered {
             node: register.node.clone(),
@@ -329,7 +372,12 @@ impl Writer {
             }
         })
         .map_err(|error| self.failed(&error))?;
-        self.remove_all(own)
+        let mut removed = Removed::default();
+        for key in own {
+            let cause = &EndCause::Unregistered;
+            removed.count += u64::from(self.end(key, Some(&unregister.account), cause)?);
+        }
+        Ok(removed)
     }
 
     fn remove_tokens(&mut self, items: &[RejectedToken]) -> Result<Removed, RegistryError> {
@@ -341,13 +389,17 @@ impl Writer {
                     item.device_token.as_str(),
                     &mut |key, record| {
                         if !outlives(record, item) {
-                            dead.push(key);
+                            dead.push((key, EndCause::TokenDead(item.reason.clone())));
                         }
                     },
                 )
                 .map_err(|error| self.failed(&error))?;
         }
-        self.remove_all(dead)
+        let mut removed = Removed::default();
+        for (key, cause) in dead {
+            removed.count += u64::from(self.end(key, None, &cause)?);
+        }
+        Ok(removed)
     }
 
     fn sweep(&mut self, sweep: &SweepExpired) -> Result<SweptPage, RegistryError> {
@@ -376,9 +428,13 @@ impl Writer {
                 idle.push(key);
             }
         }
+        let mut removed = 0;
+        for key in idle {
+            removed += u64::from(self.end(key, None, &EndCause::Idle)?);
+        }
         Ok(SweptPage {
             scanned: page.scanned,
-            removed: self.remove_all(idle)?.count,
+            removed,
             next: page.last.map(SweepCursor),
         })
     }
@@ -397,10 +453,23 @@ impl Writer {
         Ok(())
     }
 
-    fn remove_all(&mut self, keys: Vec<RegistrationKey>) -> Result<Removed, RegistryError> {
-        let mut removed = Removed::default();
-        for key in keys {
-            removed.count += u64::from(self.remove(key)?);
+    /// Removes a registration and has the journal say why; `false` if there is none.
+    fn end(
+        &mut self,
+        key: RegistrationKey,
+        account: Option<&BareJid>,
+        cause: &EndCause,
+    ) -> Result<bool, RegistryError> {
+        let mut event = None;
+        if self.journal.is_some() {
+            let read = self.store.read(key, &mut |record| {
+                event = ended(key, record, account.cloned(), cause.clone());
+            });
+            read.map_err(|error| self.failed(&error))?;
+        }
+        let removed = self.remove(key)?;
+        if let Some(event) = event.filter(|_| removed) {
+            self.note(|| JournalEvent::Ended(Box::new(event)));
         }
         Ok(removed)
     }
@@ -575,6 +644,24 @@ fn details_of(key: RegistrationKey, record: &Record<'_>) -> Result<RegistrationD
         renewed_at: record.renewed_at,
         last_success: None,
         last_error: None,
+    })
+}
+
+/// What the journal says of the end of a registration; `None` for a record that makes no sense.
+fn ended(
+    registration: RegistrationKey,
+    record: &Record<'_>,
+    account: Option<BareJid>,
+    cause: EndCause,
+) -> Option<EndedEvent> {
+    Some(EndedEvent {
+        registration,
+        account,
+        service: Domain::new(record.service),
+        app: AppId::new(record.app),
+        node: NodeId::new(record.node).ok()?,
+        device_token: DeviceToken::parse(record.device_token).ok()?,
+        cause,
     })
 }
 

@@ -1,11 +1,18 @@
 //! Retention sweeping: what has outlived its purpose goes.
 //!
+//! Registrations are swept here, page by page; who keeps other things for a limited time sweeps them itself
+//! when asked ([`SweepOutdated`]), every few minutes, so that nothing outlives its time by more than that.
+//!
 //! A tick starts a run through all registrations, one page per request, with a pause after each page so
 //! that the registry stays free for others. A run that fails is taken up by the next tick where it
-//! stopped. Nothing is swept while the clock is implausible: a wrong clock must not delete anybody.
+//! stopped, also after a restart. Nothing is swept while the clock is implausible: a wrong clock must not delete
+//! anybody. What the runs did is kept in a file.
 
 mod plausible;
+mod report;
 
+use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use actix::{
@@ -13,17 +20,25 @@ use actix::{
     ResponseFuture, Supervised, Supervisor, WrapFuture,
 };
 use messages::{
-    Clock, Drain, Drained, Health, Probe, SweepCursor, SweepExpired, SweptPage, UnixSeconds,
+    Clock, Drain, Drained, Health, Probe, ReadSweepReport, SweepExpired, SweepOutdated, SweepRun,
+    SweptPage, UnixSeconds,
 };
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use crate::plausible::LastSeen;
+use crate::report::Report;
 
 /// How long the registry may take for one page.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 /// The first run comes soon, or a service that is restarted often would never sweep.
 const FIRST_TICK_MAX: Duration = Duration::from_secs(60);
+/// How often others are asked to sweep. They promise days; this is how much more it may be.
+const OUTDATED_PERIOD: Duration = Duration::from_secs(5 * 60);
+/// Things that others may remove in one step.
+const OUTDATED_STEP: u32 = 100;
+/// What registrations are called in the report.
+const REGISTRATIONS: &str = "registrations";
 const DAY_SECONDS: u64 = 24 * 60 * 60;
 
 /// What is kept for how long.
@@ -39,6 +54,8 @@ pub struct Config {
     pub page: u32,
     /// Milliseconds between two pages.
     pub pause_milliseconds: u32,
+    /// File that keeps what the last runs did, created with mode 0600.
+    pub report_file: PathBuf,
 }
 
 impl Default for Config {
@@ -48,6 +65,7 @@ impl Default for Config {
             registrations_idle_days: 180,
             page: 1_000,
             pause_milliseconds: 100,
+            report_file: "/var/lib/campanile/retention.json".into(),
         }
     }
 }
@@ -62,6 +80,8 @@ impl Config {
 pub struct Edges {
     /// Ends the idle registrations of one page.
     pub sweep: Recipient<SweepExpired>,
+    /// Those who keep other things for a limited time, by what these are called in the report.
+    pub keepers: Vec<(&'static str, Recipient<SweepOutdated>)>,
 }
 
 /// Where retention takes messages.
@@ -69,6 +89,8 @@ pub struct Edges {
 pub struct Handles {
     /// Ends after the page in hand.
     pub drain: Recipient<Drain>,
+    /// What the last runs did.
+    pub report: Recipient<ReadSweepReport>,
     /// Counters.
     pub probe: Recipient<Probe>,
 }
@@ -81,9 +103,11 @@ pub fn start(config: &Config, clock: Clock, edges: Edges) -> Handles {
         clock,
         edges,
         last_seen: LastSeen::default(),
+        outdated_seen: LastSeen::default(),
         run: None,
-        in_flight: false,
-        cursor: None,
+        round: None,
+        in_flight: 0,
+        report: Report::open(&config.report_file),
         draining: None,
         counters: Counters::default(),
     };
@@ -93,6 +117,7 @@ pub fn start(config: &Config, clock: Clock, edges: Edges) -> Handles {
     });
     Handles {
         drain: address.clone().recipient(),
+        report: address.clone().recipient(),
         probe: address.recipient(),
     }
 }
@@ -102,12 +127,16 @@ struct Retention {
     clock: Clock,
     edges: Edges,
     last_seen: LastSeen,
-    /// The run at work.
+    /// The clock as the rounds through the keepers see it.
+    outdated_seen: LastSeen,
+    /// The run through the registrations at work.
     run: Option<Run>,
-    /// Whether a page is with the registry.
-    in_flight: bool,
-    /// Where a failed run stopped.
-    cursor: Option<SweepCursor>,
+    /// The round through the keepers at work.
+    round: Option<Round>,
+    /// Requests and writings that are not answered.
+    in_flight: u32,
+    /// What was done, and where a run through the registrations stopped.
+    report: Report,
     /// Whom to tell the end of the page in hand; empty once told.
     draining: Option<Vec<oneshot::Sender<Drained>>>,
     counters: Counters,
@@ -115,8 +144,20 @@ struct Retention {
 
 #[derive(Clone, Copy)]
 struct Run {
+    started_at: UnixSeconds,
     idle_since: UnixSeconds,
     scanned: u64,
+    removed: u64,
+}
+
+/// One keeper after the other is asked until it has no more.
+#[derive(Clone, Copy)]
+struct Round {
+    now: UnixSeconds,
+    /// The keeper that is asked, as a place in the edges.
+    keeper: usize,
+    /// When its turn began.
+    started_at: UnixSeconds,
     removed: u64,
 }
 
@@ -127,7 +168,15 @@ struct Counters {
     skipped: u64,
     last_scanned: u64,
     last_removed: u64,
+    outdated_removed: u64,
+    outdated_failed: u64,
+    outdated_skipped: u64,
 }
+
+/// Time for a round through the keepers.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Glance;
 
 /// Time for a run.
 #[derive(Message)]
@@ -150,10 +199,10 @@ impl Retention {
         if self.draining.is_some() {
             return;
         }
-        self.in_flight = true;
+        self.in_flight += 1;
         let request = self.edges.sweep.send(SweepExpired {
             idle_since: run.idle_since,
-            after: self.cursor,
+            after: self.report.cursor(),
             limit: self.config.page.max(1),
         });
         ctx.spawn(
@@ -161,13 +210,12 @@ impl Retention {
                 .timeout(TIME_LIMIT)
                 .into_actor(self)
                 .map(|answer, retention, ctx| {
-                    retention.in_flight = false;
                     match answer {
                         Ok(Ok(page)) => retention.swept(page, ctx),
-                        Ok(Err(error)) => retention.failed(&error),
-                        Err(error) => retention.failed(&error),
+                        Ok(Err(error)) => retention.failed(&error, ctx),
+                        Err(error) => retention.failed(&error, ctx),
                     }
-                    retention.end_drain(0);
+                    retention.landed();
                 }),
         );
     }
@@ -178,7 +226,7 @@ impl Retention {
         run.removed += page.removed;
         self.counters.last_scanned = run.scanned;
         self.counters.last_removed = run.removed;
-        self.cursor = page.next;
+        self.report.set_cursor(page.next);
         if page.next.is_some() {
             let pause = Duration::from_millis(self.config.pause_milliseconds.into());
             ctx.notify_later(NextPage, pause);
@@ -189,14 +237,121 @@ impl Retention {
                 "idle registrations swept"
             );
             self.counters.runs += 1;
-            self.run = None;
+            self.end_run(None);
+        }
+        self.write_report(ctx);
+    }
+
+    fn failed(&mut self, error: &dyn std::error::Error, ctx: &mut Context<Self>) {
+        tracing::warn!("the sweep of idle registrations stopped until the next one: {error}");
+        self.counters.failed += 1;
+        self.end_run(Some(error.to_string()));
+        self.write_report(ctx);
+    }
+
+    fn end_run(&mut self, failure: Option<String>) {
+        if let Some(run) = self.run.take() {
+            self.report.add(SweepRun {
+                what: REGISTRATIONS.to_owned(),
+                started_at: run.started_at,
+                ended_at: self.clock.now(),
+                removed: run.removed,
+                failure,
+            });
         }
     }
 
-    fn failed(&mut self, error: &dyn std::error::Error) {
-        tracing::warn!("the sweep of idle registrations stopped until the next one: {error}");
-        self.counters.failed += 1;
-        self.run = None;
+    /// Asks the keeper whose turn it is for a step.
+    fn ask_keeper(&mut self, ctx: &mut Context<Self>) {
+        let Some(round) = self.round else { return };
+        let keeper = self.edges.keepers.get(round.keeper);
+        let Some((_, sweep)) = keeper.filter(|_| self.draining.is_none()) else {
+            self.round = None;
+            return;
+        };
+        self.in_flight += 1;
+        let request = sweep.send(SweepOutdated {
+            now: round.now,
+            limit: OUTDATED_STEP,
+        });
+        ctx.spawn(
+            request
+                .timeout(TIME_LIMIT)
+                .into_actor(self)
+                .map(|answer, retention, ctx| {
+                    match answer {
+                        Ok(Ok(swept)) => {
+                            if let Some(round) = &mut retention.round {
+                                round.removed += swept.removed;
+                            }
+                            if !swept.more {
+                                retention.end_turn(None);
+                            }
+                        }
+                        Ok(Err(error)) => retention.end_turn(Some(&error)),
+                        Err(error) => retention.end_turn(Some(&error)),
+                    }
+                    retention.write_report(ctx);
+                    retention.ask_keeper(ctx);
+                    retention.landed();
+                }),
+        );
+    }
+
+    /// Ends the turn of a keeper and begins that of the next.
+    fn end_turn(&mut self, failure: Option<&dyn std::error::Error>) {
+        let Some(round) = &mut self.round else { return };
+        let ended_at = self.clock.now();
+        if let Some((what, _)) = self.edges.keepers.get(round.keeper) {
+            if let Some(failure) = failure {
+                tracing::warn!(what, "a sweep stopped until the next one: {failure}");
+                self.counters.outdated_failed += 1;
+            } else if round.removed > 0 {
+                tracing::info!(
+                    what,
+                    removed = round.removed,
+                    "what was outdated is removed"
+                );
+            }
+            self.counters.outdated_removed += round.removed;
+            self.report.add(SweepRun {
+                what: (*what).to_owned(),
+                started_at: round.started_at,
+                ended_at,
+                removed: round.removed,
+                failure: failure.map(ToString::to_string),
+            });
+        }
+        *round = Round {
+            now: round.now,
+            keeper: round.keeper + 1,
+            started_at: ended_at,
+            removed: 0,
+        };
+    }
+
+    /// Writes the report, on a thread that may block.
+    fn write_report(&mut self, ctx: &mut Context<Self>) {
+        let Some(write) = self.report.pending_write() else {
+            return;
+        };
+        self.in_flight += 1;
+        let written = tokio::task::spawn_blocking(write);
+        ctx.spawn(written.into_actor(self).map(|result, retention, ctx| {
+            let result = result.unwrap_or_else(|error| Err(io::Error::other(error)));
+            retention.report.written(result);
+            // What came meanwhile.
+            retention.write_report(ctx);
+            retention.landed();
+        }));
+    }
+
+    /// Something that was waited for is over.
+    fn landed(&mut self) {
+        self.in_flight -= 1;
+        if self.in_flight == 0 {
+            self.end_drain(0);
+        }
     }
 
     fn end_drain(&mut self, abandoned: u64) {
@@ -216,6 +371,9 @@ impl Actor for Retention {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.notify_later(Tick, self.config.interval().min(FIRST_TICK_MAX));
+        if !self.edges.keepers.is_empty() {
+            ctx.notify_later(Glance, FIRST_TICK_MAX);
+        }
     }
 }
 
@@ -238,12 +396,48 @@ impl Handler<Tick> for Retention {
         if self.run.is_none() {
             let kept = u64::from(self.config.registrations_idle_days) * DAY_SECONDS;
             self.run = Some(Run {
+                started_at: now,
                 idle_since: UnixSeconds(now.0.saturating_sub(kept)),
                 scanned: 0,
                 removed: 0,
             });
             self.sweep_page(ctx);
         }
+    }
+}
+
+impl Handler<Glance> for Retention {
+    type Result = ();
+
+    fn handle(&mut self, _: Glance, ctx: &mut Self::Context) {
+        ctx.notify_later(Glance, OUTDATED_PERIOD);
+        if self.draining.is_some() {
+            return;
+        }
+        let now = self.clock.now();
+        let seen = &mut self.outdated_seen;
+        if let Err(implausible) = seen.judge(now, tokio::time::Instant::now()) {
+            tracing::warn!("nothing that is outdated is removed this time: {implausible}");
+            self.counters.outdated_skipped += 1;
+            return;
+        }
+        if self.round.is_none() {
+            self.round = Some(Round {
+                now,
+                keeper: 0,
+                started_at: now,
+                removed: 0,
+            });
+            self.ask_keeper(ctx);
+        }
+    }
+}
+
+impl Handler<ReadSweepReport> for Retention {
+    type Result = MessageResult<ReadSweepReport>;
+
+    fn handle(&mut self, _: ReadSweepReport, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.report.read())
     }
 }
 
@@ -269,7 +463,7 @@ impl Handler<Drain> for Retention {
     fn handle(&mut self, drain: Drain, ctx: &mut Self::Context) -> Self::Result {
         let (answer, drained) = oneshot::channel();
         self.draining.get_or_insert_default().push(answer);
-        if self.in_flight {
+        if self.in_flight > 0 {
             let left = drain.deadline.saturating_duration_since(Instant::now());
             ctx.notify_later(GiveUp, left);
         } else {
@@ -296,6 +490,15 @@ impl Handler<Probe> for Retention {
                 (
                     "retention_last_run_removed_registrations",
                     counters.last_removed,
+                ),
+                (
+                    "retention_outdated_removed_total",
+                    counters.outdated_removed,
+                ),
+                ("retention_outdated_failed_total", counters.outdated_failed),
+                (
+                    "retention_outdated_skipped_total",
+                    counters.outdated_skipped,
                 ),
             ],
         })

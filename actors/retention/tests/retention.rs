@@ -9,6 +9,7 @@ use messages::{
     SweptPage, UnixSeconds,
 };
 use retention::{Config, Edges, Handles};
+use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
@@ -42,18 +43,32 @@ struct Fixture {
     retention: Handles,
     clock: Clock,
     requests: mpsc::Receiver<(SweepExpired, oneshot::Sender<Verdict>)>,
+    _directory: TempDir,
 }
 
 impl Fixture {
     fn start(config: &Config) -> Self {
         tokio::time::pause();
+        let directory = tempfile::tempdir().unwrap();
+        let config = &Config {
+            report_file: directory.path().join("retention.json"),
+            ..config.clone()
+        };
         let (sender, requests) = mpsc::channel(1024);
         let sweep = Registry { requests: sender }.start().recipient();
         let clock = Clock::manual(NOW.millis());
         Self {
-            retention: retention::start(config, clock.clone(), Edges { sweep }),
+            retention: retention::start(
+                config,
+                clock.clone(),
+                Edges {
+                    sweep,
+                    keepers: Vec::new(),
+                },
+            ),
             clock,
             requests,
+            _directory: directory,
         }
     }
 

@@ -243,6 +243,7 @@ impl World {
             touch: touches.recipient(),
             rejected: rejected.recipient(),
             dead_pushes: dead_pushes.recipient(),
+            journal: None,
             subscribe,
             refused: refused.recipient(),
         };
@@ -286,6 +287,7 @@ impl World {
             device_token: token(device),
             hint,
             content: None,
+            trace: None,
         };
         self.deliver_items(vec![item], Duration::from_secs(20));
         slot
@@ -306,6 +308,7 @@ impl World {
                     has_body: true,
                 },
                 content: None,
+                trace: None,
             })
             .collect();
         self.sent += count;

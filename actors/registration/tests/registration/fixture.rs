@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use actix::Recipient;
 use messages::{
-    AppId, BareJid, Clock, DeviceToken, Dialect, Domain, Drain, Drained, NodeId, Probe, Register,
-    Registered, RegistrationDetails, RegistrationKey, RegistryError, Removed, Touch, TouchBatch,
-    UnixMillis, UnixSeconds, Unregister,
+    AppId, BareJid, Clock, DeviceToken, Dialect, Domain, Drain, Drained, JournalBatch, NodeId,
+    Probe, Register, Registered, RegistrationDetails, RegistrationKey, RegistryError, Removed,
+    Touch, TouchBatch, UnixMillis, UnixSeconds, Unregister,
 };
-use registration::registry::Handles;
+use registration::registry::{Edges, Handles};
 use registration::{Config, Error, Registrations, registry};
 use tempfile::TempDir;
+use testkit::Collector;
 
 /// 2026-06-01T00:00:00Z.
 pub(crate) const START: UnixSeconds = UnixSeconds(1_780_272_000);
@@ -44,8 +45,19 @@ impl Fixture {
 
     pub(crate) fn start(&self) -> (Registrations, Handles) {
         let registrations = self.open().unwrap();
-        let registry = registry::start(&registrations).unwrap();
+        let registry = registry::start(&registrations, Edges::default()).unwrap();
         (registrations, registry)
+    }
+
+    /// The same, with a journal at the registry's edge.
+    pub(crate) fn start_with_journal(&self) -> (Registrations, Handles, Collector<JournalBatch>) {
+        let registrations = self.open().unwrap();
+        let journal = Collector::start();
+        let edges = Edges {
+            journal: Some(journal.recipient()),
+        };
+        let registry = registry::start(&registrations, edges).unwrap();
+        (registrations, registry, journal)
     }
 
     /// Drains and lets go of everything.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use messages::{
-    AppId, DeadPush, DeadPushBatch, ErrorReason, NodeId, Origin, OutcomeBatch, PushOutcome,
-    RegistrationKey, RegistryError, RejectedToken, Rejection, RemoveTokens, SweepExpired,
-    SweptPage, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds,
+    AppId, DeadPush, DeadPushBatch, ErrorReason, JournalEvent, NodeId, Origin, OutcomeBatch,
+    PushOutcome, RegistrationKey, RegistryError, RejectedToken, Rejection, RemoveTokens,
+    SweepExpired, SweptPage, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds,
 };
 use registration::registry::Handles;
 use testkit::Collector;
@@ -32,6 +32,69 @@ async fn registering_again_keeps_the_secret_and_takes_the_token() {
     assert_eq!(description.service.as_str(), "push.example");
     // The old token leads nowhere any more.
     assert_eq!(dead(&registry, "a", 1_000_000).await, 0);
+}
+
+#[actix::test]
+async fn the_journal_is_told_what_happened_once_it_is_durable() {
+    let fixture = Fixture::new();
+    let (_registrations, registry, mut journal) = fixture.start_with_journal();
+    secret(&registry, ADA, NODE, "a").await;
+    fixture.at(1);
+    secret(&registry, ADA, NODE, "a").await;
+    secret(&registry, ADA, OTHER_NODE, "a").await;
+    fixture.at(5);
+    assert_eq!(dead(&registry, "a", 4_000).await, 1);
+    secret(&registry, EVE, NODE, "e").await;
+    assert_eq!(unregister(&registry, ADA, NODE).await, 0);
+    assert_eq!(unregister(&registry, EVE, NODE).await, 1);
+    secret(&registry, ADA, NODE, "b").await;
+    fixture.at(100);
+    let sweep = SweepExpired {
+        idle_since: after(50),
+        after: None,
+        limit: 10,
+    };
+    registry.sweep.send(sweep).await.unwrap().unwrap();
+
+    let mut told = Vec::new();
+    while told.len() < 9 {
+        for entry in journal.take().await.items {
+            let at = entry.at.0 - START.0;
+            told.push(match entry.event {
+                JournalEvent::Registered(event) => {
+                    let what = if event.renewed { "renewed" } else { "made" };
+                    let jid = event.account.as_str().to_owned();
+                    assert_eq!(event.dialect.as_str(), "v1");
+                    (at, what.to_owned(), Some(jid), event.node.as_str() == NODE)
+                }
+                JournalEvent::Ended(event) => {
+                    let jid = event.account.map(|account| account.as_str().to_owned());
+                    let cause = format!("{:?}", event.cause);
+                    (at, cause, jid, event.node.as_str() == NODE)
+                }
+                other => panic!("{other:?}"),
+            });
+        }
+    }
+    let of = |at, what: &str, jid: Option<&str>, first_node| {
+        (at, what.to_owned(), jid.map(str::to_owned), first_node)
+    };
+    let (ada, eve) = (Some("ada@chat.example"), Some("eve@chat.example"));
+    assert_eq!(
+        told,
+        [
+            of(0, "made", ada, true),
+            of(1, "renewed", ada, true),
+            of(1, "made", ada, false),
+            of(1, "Replaced", ada, true),
+            of(5, "TokenDead(ErrorReason(\"Unregistered\"))", None, false),
+            of(5, "made", eve, true),
+            of(5, "Unregistered", eve, true),
+            of(5, "made", ada, true),
+            of(100, "Idle", None, true),
+        ]
+    );
+    assert!(journal.drain().is_empty());
 }
 
 #[actix::test]

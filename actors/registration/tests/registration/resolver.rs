@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, Context, Handler, Recipient};
 use messages::{
-    Content, DeliverBatch, Disclosure, Domain, NodeId, NotificationHint, Origin, OutcomeBatch,
-    Publish, PublishBatch, PushOutcome, Rejection, Secret, Ticket,
+    Content, DeliverBatch, Disclosure, Domain, JournalBatch, JournalEvent, NodeId,
+    NotificationHint, Origin, OutcomeBatch, Publish, PublishBatch, PushOutcome, Rejection, Secret,
+    Ticket,
 };
 use registration::resolver::{self, Edges, Handles};
 use testkit::Collector;
@@ -15,20 +16,24 @@ use crate::fixture::{ADA, EVE, Fixture, NODE, counter, drain, only, secret, serv
 struct Lane {
     resolver: Handles,
     delivered: Collector<DeliverBatch>,
+    journal: Collector<JournalBatch>,
     outcomes: Collector<OutcomeBatch>,
 }
 
 impl Lane {
     fn start(registrations: &registration::Registrations) -> Self {
         let delivered = Collector::start();
+        let journal = Collector::start();
         Self {
             resolver: resolver::start(
                 registrations,
                 Edges {
                     deliver: delivered.recipient(),
+                    journal: Some(journal.recipient()),
                 },
             ),
             delivered,
+            journal,
             outcomes: Collector::start(),
         }
     }
@@ -122,6 +127,35 @@ async fn a_batch_is_split_into_found_and_refused() {
             (ticket(8), refused(Rejection::UnknownNode)),
         ]
     );
+    // What is found takes with it what the journal is to be told, the rest is told at once: with the
+    // registration where there is one, and without what a stranger calls a node.
+    for item in &delivered.items {
+        let trace = item.trace.as_ref().unwrap();
+        assert_eq!(trace.at, fixture.clock.now());
+        assert!(trace.node.as_str() == NODE);
+        assert_eq!(trace.domain.as_str(), "chat.example");
+    }
+    let entries = lane.journal.take().await.items;
+    let told: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            let JournalEvent::Pushed(pushed) = &entry.event else {
+                panic!("{entry:?}");
+            };
+            let target = pushed.target.as_ref().map(|target| target.registration);
+            (target, pushed.domain.as_str(), pushed.outcome)
+        })
+        .collect();
+    let unknown = (None, "chat.example", refused(Rejection::UnknownNode));
+    let forbidden = (
+        Some(delivered.items[1].registration),
+        "evil.example",
+        refused(Rejection::Forbidden),
+    );
+    assert_eq!(
+        told,
+        [unknown, unknown, forbidden, unknown, unknown, unknown]
+    );
     let probe = &lane.resolver.probe;
     assert_eq!(counter(probe, "resolver_pushes_found_total").await, 2);
     assert_eq!(counter(probe, "resolver_pushes_unknown_total").await, 5);
@@ -156,6 +190,28 @@ async fn an_overdue_batch_is_answered_and_not_sent() {
         [(ticket(1), PushOutcome::Rejected(Rejection::TimedOut))]
     );
     assert!(lane.delivered.drain().is_empty());
+    assert_eq!(lane.journal.take().await.items.len(), 1);
+}
+
+#[actix::test]
+async fn without_a_journal_pushes_carry_nothing_for_it() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    let mut lane = Lane::start(&registrations);
+    lane.resolver = resolver::start(
+        &registrations,
+        Edges {
+            deliver: lane.delivered.recipient(),
+            journal: None,
+        },
+    );
+    lane.publish(
+        vec![publish(1, NODE, Some(&ada)), publish(2, NODE, None)],
+        soon(),
+    );
+    assert!(lane.delivered.take().await.items[0].trace.is_none());
+    assert!(lane.journal.drain().is_empty());
 }
 
 /// A pool that has ended.
@@ -185,7 +241,8 @@ async fn without_a_pool_pushes_are_unavailable() {
         tokio::task::yield_now().await;
     }
     let mut lane = Lane::start(&registrations);
-    lane.resolver = resolver::start(&registrations, Edges { deliver });
+    let journal = Some(lane.journal.recipient());
+    lane.resolver = resolver::start(&registrations, Edges { deliver, journal });
     let items = vec![publish(1, NODE, Some(&ada)), publish(2, "nobody", None)];
     lane.publish(items, soon());
     assert_eq!(
@@ -195,4 +252,9 @@ async fn without_a_pool_pushes_are_unavailable() {
             (ticket(1), PushOutcome::Rejected(Rejection::Unavailable)),
         ]
     );
+    let told = lane.journal.take().await.items;
+    let JournalEvent::Pushed(unavailable) = &told[1].event else {
+        panic!("{told:?}");
+    };
+    assert!(unavailable.target.as_ref().unwrap().node.as_str() == NODE);
 }
