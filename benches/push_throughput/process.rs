@@ -18,10 +18,15 @@ pub struct Service {
 
 impl Service {
     pub async fn start(config: &Path) -> Self {
+        Self::start_with(config, &[]).await
+    }
+
+    pub async fn start_with(config: &Path, environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_campanile"))
             .args(["serve", "--config"])
             .arg(config)
             .env("CAMPANILE__LOG__FORMAT", "json")
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
