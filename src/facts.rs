@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use apns::Shown;
 use privacy::{Facts, Holding, Place, Recipient};
 
-use crate::Settings;
+use crate::{Settings, telemetry};
 
 /// Gathers the facts.
 #[must_use]
@@ -129,7 +129,7 @@ fn holdings(settings: &Settings) -> Vec<Holding> {
             "registering, stored for each device",
             "the device token of Apple, the push node (in most apps a UUID of the device), the name of the \
              app, the served domain, the domain of the user's XMPP server, the times of the registration \
-             and of its last renewal, and a keyed hash of the user's JID; the JID itself is not stored",
+             and of its last renewal, and a keyed hash of the user's JID; the JID itself is not stored with them",
             "to know which device to wake when the server asks, and for whom to end it",
             until,
         ),
@@ -170,13 +170,18 @@ fn holdings(settings: &Settings) -> Vec<Holding> {
             ),
         ));
     }
+    holdings.extend(journalled(settings));
     holdings.push(holding(
         "operating, logged",
         "domains and IP addresses of XMPP servers, times, faults, and hashes of nodes that nobody can \
          compute after the process has ended; no JIDs of users, no tokens, no secrets, no messages",
         "to operate the service and to keep attackers out",
-        "written to standard error; for how long it is kept is up to the operator's log collection"
-            .to_owned(),
+        match settings.log.to {
+            telemetry::Target::Stderr => "written to standard error; for how long it is kept is up to the \
+                                          operator's log collection"
+                .to_owned(),
+            telemetry::Target::Files => days(settings.log.keep_days),
+        },
     ));
     let privacy = &settings.privacy;
     holdings.push(holding(
@@ -197,6 +202,48 @@ fn holdings(settings: &Settings) -> Vec<Holding> {
             "how many commands an account and its domain have begun",
             "to bound what they cost",
             "in memory for a day".to_owned(),
+        ));
+    }
+    holdings
+}
+
+/// What the journal has of people.
+fn journalled(settings: &Settings) -> Vec<Holding> {
+    let journal = &settings.journal;
+    let kept = format!("{} and at most an hour more", days(journal.keep_days));
+    let identifiers = match journal.identifiers {
+        journal::Identifiers::Clear => "the push node and the device token",
+        journal::Identifiers::Hashed => "keyed hashes of the push node and of the device token",
+    };
+    let node = match journal.identifiers {
+        journal::Identifiers::Clear => "the push node",
+        journal::Identifiers::Hashed => "a keyed hash of the push node",
+    };
+    let mut holdings = Vec::new();
+    if journal.record >= journal::Record::Registrations {
+        holdings.push(holding(
+            "registering, recorded in the journal",
+            &format!(
+                "the user's JID, {identifiers}, the name of the app, the served domain, and when a device \
+                 was registered, renewed or ended, and why"
+            ),
+            "to find faults and abuse, and to tell people what happened with their data",
+            kept.clone(),
+        ));
+        holdings.push(holding(
+            "asking about data, recorded in the journal",
+            "that data was given out or erased, when, how the person was identified, and the JID of who \
+             asked by command for a copy; nothing of what was erased",
+            "to show that requests were answered",
+            kept.clone(),
+        ));
+    }
+    if journal.record >= journal::Record::Pushes {
+        holdings.push(holding(
+            "pushing, recorded in the journal",
+            &format!("{node}, the domain of the user's server, the time and the outcome"),
+            "to find faults and abuse, and to tell people what happened with their data",
+            kept,
         ));
     }
     holdings
@@ -369,7 +416,7 @@ mod tests {
     #[test]
     fn a_changed_configuration_changes_the_statement() {
         let before = written(|_| {});
-        let changes: [Change; 14] = [
+        let changes: [Change; 17] = [
             ("notification with the text of the message, where", |s| {
                 for app in s.apps.values_mut() {
                     app.content = Shown::Body;
@@ -379,6 +426,16 @@ mod tests {
                 for app in s.apps.values_mut() {
                     app.content = Shown::BodyAndSender;
                 }
+            }),
+            ("5 days and at most an hour more", |s| {
+                s.journal.keep_days = 5;
+            }),
+            ("keyed hashes of the push node", |s| {
+                s.journal.identifiers = journal::Identifiers::Hashed;
+            }),
+            ("| 9 days |", |s| {
+                s.log.to = telemetry::Target::Files;
+                s.log.keep_days = 9;
             }),
             ("90 days without", |s| {
                 s.retention.registrations_idle_days = 90;
@@ -421,6 +478,16 @@ mod tests {
             let after = written(change);
             assert!(after.contains(expected), "{expected}: {after}");
             assert!(!after.contains("ada:secret"));
+        }
+        for (record, has) in [
+            (journal::Record::Off, [false, false]),
+            (journal::Record::Registrations, [true, false]),
+            (journal::Record::Pushes, [true, true]),
+        ] {
+            let text = written(|s| s.journal.record = record);
+            let registering = text.contains("registering, recorded in the journal");
+            let pushing = text.contains("pushing, recorded in the journal");
+            assert_eq!([registering, pushing], has);
         }
         let without = written(|s| s.privacy.self_service = false);
         assert!(before.contains("Get my data") && !without.contains("Get my data"));

@@ -96,6 +96,7 @@ pub async fn start(
             remove: registry.remove_tokens.clone(),
         },
     );
+    let desk = privacy::desk::start(cases, clock.clone(), desk_edges(&registry, &journal));
     let retention = retention::start(
         &settings.retention,
         clock.clone(),
@@ -104,10 +105,10 @@ pub async fn start(
             keepers: vec![
                 ("journal segments", journal.sweep.clone()),
                 ("log files", log_files.sweep.clone()),
+                ("cases", desk.sweep.clone()),
             ],
         },
     );
-    let desk = privacy::desk::start(cases, clock.clone(), desk_edges(&registry));
     let admin = privacy::admin::start(
         socket,
         privacy::admin::Edges {
@@ -283,9 +284,15 @@ pub fn offline(settings: &Settings, clock: &Clock) -> Result<Offline, Vec<String
     let registrations = registration::Registrations::open(&settings.registration, clock.clone())
         .map_err(|error| vec![error.to_string()])?;
     let cases = prepare_desk(settings)?;
-    let registry =
-        registration::registry::start(&registrations).map_err(|error| vec![error.to_string()])?;
-    let desk = privacy::desk::start(cases, clock.clone(), desk_edges(&registry));
+    let journal = journal::Journal::open(&settings.journal, clock.clone())
+        .map_err(|error| vec![error.to_string()])?;
+    let journal = journal::start(journal).map_err(|error| vec![error.to_string()])?;
+    let registry_edges = registration::registry::Edges {
+        journal: Some(journal.record.clone()),
+    };
+    let registry = registration::registry::start(&registrations, registry_edges)
+        .map_err(|error| vec![error.to_string()])?;
+    let desk = privacy::desk::start(cases, clock.clone(), desk_edges(&registry, &journal));
     let order = Order {
         stages: vec![
             Stage {
@@ -297,6 +304,11 @@ pub fn offline(settings: &Settings, clock: &Clock) -> Result<Offline, Vec<String
                 name: "registry",
                 farewells_left: 0,
                 actors: vec![registry.drain],
+            },
+            Stage {
+                name: "journal",
+                farewells_left: 0,
+                actors: vec![journal.drain],
             },
         ],
     };
@@ -313,13 +325,21 @@ fn prepare_desk(settings: &Settings) -> Result<privacy::desk::Prepared, Vec<Stri
         .map_err(|error| vec![error.to_string()])
 }
 
-fn desk_edges(registry: &registration::registry::Handles) -> privacy::desk::Edges {
+fn desk_edges(
+    registry: &registration::registry::Handles,
+    journal: &journal::Handles,
+) -> privacy::desk::Edges {
     privacy::desk::Edges {
         find: registry.find.clone(),
         describe: registry.describe.clone(),
         erase: registry.erase.clone(),
         rotate: registry.rotate.clone(),
-        journal: None,
+        journal: Some(privacy::desk::JournalEdges {
+            record: journal.record.clone(),
+            read: journal.read.clone(),
+            erase: journal.erase.clone(),
+            sync: journal.sync.clone(),
+        }),
     }
 }
 

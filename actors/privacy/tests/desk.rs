@@ -586,7 +586,10 @@ async fn operators_ask_by_the_socket_and_one_service_has_it() {
     let deadline = std::time::Instant::now();
     admin
         .drain
-        .send(messages::Drain { deadline })
+        .send(messages::Drain {
+            deadline,
+            farewell: std::time::Duration::ZERO,
+        })
         .await
         .unwrap();
     assert!(!config.socket.exists());

@@ -12,6 +12,7 @@ use messages::{
 use subtle::ConstantTimeEq;
 
 use crate::Error;
+use crate::keys::Keys;
 use crate::registrations::{Living, Registrations, Shared};
 use crate::store::Record;
 
@@ -118,12 +119,16 @@ impl Resolver {
     }
 
     /// What the journal says of a push that was refused here.
-    fn refused(&self, publish: Publish, rejection: Rejection, at: UnixSeconds) -> JournalEntry {
+    fn refused(
+        keys: &Keys,
+        publish: Publish,
+        rejection: Rejection,
+        at: UnixSeconds,
+    ) -> JournalEntry {
         // Forbidden is what has a registration: node and secret are right, the server is not.
         let target = (rejection == Rejection::Forbidden).then(|| {
             let secret = publish.secret.as_ref().map_or("", |secret| secret.as_str());
             let service = publish.service.as_str();
-            let keys = &self.shared.keys;
             PushTarget {
                 registration: keys.registration(service, publish.node.as_str(), secret),
                 node: publish.node,
@@ -209,6 +214,7 @@ impl Handler<PublishBatch> for Resolver {
             .journal
             .is_some()
             .then(|| self.shared.clock.now());
+        let living = self.shared.living.load_full();
         let mut entries = Vec::new();
         if Instant::now() >= deadline {
             self.counters.overdue += items.len() as u64;
@@ -216,7 +222,8 @@ impl Handler<PublishBatch> for Resolver {
             let outcomes = items.iter().map(|item| (item.ticket, overdue)).collect();
             self.counters.lost += origin.tell(outcomes) as u64;
             if let Some(at) = at {
-                let refused = |publish| self.refused(publish, Rejection::TimedOut, at);
+                let keys = &living.keys;
+                let refused = |publish| Self::refused(keys, publish, Rejection::TimedOut, at);
                 entries.extend(items.into_iter().map(refused));
                 self.tell_journal(entries);
             }
@@ -225,7 +232,6 @@ impl Handler<PublishBatch> for Resolver {
         let mut found = Vec::with_capacity(items.len());
         let mut refused = Vec::new();
         let mut fault = None;
-        let living = self.shared.living.load_full();
         for mut publish in items {
             let resolved = self.resolve(&living, &mut publish).unwrap_or_else(|error| {
                 fault = Some(error);
@@ -243,7 +249,8 @@ impl Handler<PublishBatch> for Resolver {
                 Err(rejection) => {
                     self.count(rejection);
                     refused.push((publish.ticket, PushOutcome::Rejected(rejection)));
-                    entries.extend(at.map(|at| self.refused(publish, rejection, at)));
+                    entries
+                        .extend(at.map(|at| Self::refused(&living.keys, publish, rejection, at)));
                 }
             }
         }

@@ -166,7 +166,7 @@ async fn an_erasure_that_was_cut_short_is_done_by_the_next_start() {
     if !done {
         assert!(holds(copy.path(), NODE));
     }
-    let registry = registry::start(&registrations).unwrap();
+    let registry = registry::start(&registrations, registry::Edges::default()).unwrap();
     // Another one waits for the one that is owed.
     erase(&registry, Claim::Account(account(EVE)))
         .await
