@@ -348,10 +348,12 @@ fn people_get_and_erase_their_data(make: Make) {
     assert_eq!(registration["node"], DEVICE);
     assert_eq!(registration["device_token"], token.as_str());
     assert!(registration["renewed_at"].is_string());
+    let journal = report["journal"].as_array().expect("it is a list");
+    assert!(journal.len() >= 2, "a registration and a push: {report}");
     assert!(!json.contains(&secret) && !lines.contains(&secret));
     let bobs = world.users.stage("bob", service, ACCESS, "execute", None);
     assert!(!bobs.xml.contains(DEVICE) && !bobs.xml.contains(token.as_str()));
-    world.step("alice has all that is held on her, as text and as JSON, and bob nothing of it");
+    world.step("alice has all that is held on her, lines of the journal too, as text and as JSON, and bob nothing of it");
 
     let asked = world.users.stage("alice", service, ERASE, "execute", None);
     assert_eq!(asked.status.as_deref(), Some("executing"), "{asked:?}");
