@@ -7,7 +7,7 @@ use xmpp::Config;
 pub(crate) const MIB: u64 = 1 << 20;
 /// What a connection costs that has proven nothing (docs/federation.md, section 6).
 const STRANGER: u64 = 64 * 1024;
-/// What one costs that is authenticated, beside its largest stanza.
+/// What one costs that is authenticated, beside the beginning of a large stanza.
 const PEER: u64 = 256 * 1024;
 
 /// How many strangers there are at a time, and how many of them have proven a domain.
@@ -24,8 +24,10 @@ pub(crate) fn of_strangers(limits: &Config, census: Census) -> u64 {
         authenticated,
     } = census;
     let largest = 2 * limits.stanza_bytes_max as u64;
+    let unread = (authenticated as u64 * largest).min(limits.unread_bytes_max as u64);
     strangers as u64 * STRANGER
-        + authenticated as u64 * (PEER + largest)
+        + authenticated as u64 * PEER
+        + unread
         // They are of one domain.
         + limits.egress_queue_bytes_max.min(limits.egress_bytes_max) as u64
 }

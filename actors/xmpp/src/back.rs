@@ -2,7 +2,7 @@
 
 use messages::Domain;
 
-use crate::egress::EgressBatch;
+use crate::egress::Answers;
 
 /// Answers of one pair of domains that wait to be written, up to a bound.
 pub(crate) struct Back {
@@ -28,7 +28,7 @@ impl Back {
     ///
     /// # Errors
     /// The answers, if they are of another pair or do not fit.
-    pub(crate) fn push(&mut self, batch: EgressBatch) -> Result<(), EgressBatch> {
+    pub(crate) fn push(&mut self, batch: Answers) -> Result<(), Answers> {
         let fits = batch.stanzas.len() <= self.bytes_max.saturating_sub(self.stanzas.len());
         if !fits || batch.local != self.local || batch.remote != self.remote {
             return Err(batch);
@@ -39,8 +39,8 @@ impl Back {
     }
 
     /// Takes all that was laid down.
-    pub(crate) fn take(&mut self) -> Option<EgressBatch> {
-        (self.replies > 0).then(|| EgressBatch {
+    pub(crate) fn take(&mut self) -> Option<Answers> {
+        (self.replies > 0).then(|| Answers {
             local: self.local.clone(),
             remote: self.remote.clone(),
             stanzas: std::mem::take(&mut self.stanzas),
@@ -53,8 +53,8 @@ impl Back {
 mod tests {
     use super::*;
 
-    fn batch(local: &str, remote: &str, stanzas: &str) -> EgressBatch {
-        EgressBatch {
+    fn batch(local: &str, remote: &str, stanzas: &str) -> Answers {
+        Answers {
             local: Domain::new(local),
             remote: Domain::new(remote),
             stanzas: stanzas.into(),

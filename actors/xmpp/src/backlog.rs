@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
+
+use crate::accounts::Hold;
 
 /// Bytes written at once; more are written in several steps, so that less is sent twice when a stream
 /// breaks.
@@ -20,13 +21,13 @@ pub(crate) struct Chunk {
     /// How many they are.
     pub(crate) replies: u64,
     tries: u32,
-    /// Their part of what all lanes may hold.
-    _room: OwnedSemaphorePermit,
+    /// Their part of what all lanes may hold; none where they need none.
+    _room: Option<Hold>,
 }
 
 impl Chunk {
     /// Answers that came now.
-    pub(crate) fn new(stanzas: Vec<u8>, replies: u64, room: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(stanzas: Vec<u8>, replies: u64, room: Option<Hold>) -> Self {
         Self {
             since: Instant::now(),
             stanzas,
@@ -156,16 +157,12 @@ impl Recent {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
-
-    use tokio::sync::Semaphore;
 
     use super::*;
 
     fn chunk(text: &str) -> Chunk {
-        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        Chunk::new(text.into(), 1, room)
+        Chunk::new(text.into(), 1, None)
     }
 
     fn texts(chunks: &[Chunk]) -> Vec<&str> {

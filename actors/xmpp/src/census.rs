@@ -1,4 +1,4 @@
-//! How many streams and verifications there are, by where they come from.
+//! How many streams and verifications a domain has.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,29 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use messages::Domain;
 
+use crate::accounts::Source;
+
 /// What is counted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Origin {
-    /// Connections of one address; of IPv6, one /64, since that is what one host gets.
-    Address(IpAddr),
     /// Streams a domain is authenticated on.
     Domain(Domain),
-    /// Dialback verifications.
-    Verifications,
-    /// Dialback verifications for peers of one address, or of one /64.
-    VerificationsFor(IpAddr),
     /// Dialback verifications of a claimed domain.
     VerificationsOf(Domain),
-}
-
-impl Origin {
-    pub(crate) fn address(address: IpAddr) -> Self {
-        Self::Address(network(address))
-    }
-
-    pub(crate) fn verifications_for(address: IpAddr) -> Self {
-        Self::VerificationsFor(network(address))
-    }
+    /// Those of them that one source causes.
+    VerificationsBy(Source, Domain),
 }
 
 /// What one host gets: of IPv6, a /64.
@@ -88,24 +76,14 @@ mod tests {
     #[test]
     fn seats_are_given_back() {
         let census = Census::default();
-        let here = || Origin::address("192.0.2.1".parse().unwrap());
+        let here = || Origin::Domain(Domain::new("a.test"));
         let first = census.seat(here(), 2).unwrap();
         let _second = census.seat(here(), 2).unwrap();
         assert!(census.seat(here(), 2).is_none());
-        assert!(
-            census
-                .seat(Origin::address("192.0.2.2".parse().unwrap()), 2)
-                .is_some()
-        );
+        let there = Origin::Domain(Domain::new("b.test"));
+        assert!(census.seat(there, 2).is_some());
         drop(first);
         let third = census.seat(here(), 2);
         assert!(third.is_some());
-    }
-
-    #[test]
-    fn a_network_of_ipv6_is_one_origin() {
-        let origin = |text: &str| Origin::address(text.parse().unwrap());
-        assert_eq!(origin("2001:db8::1"), origin("2001:db8::ffff:1"));
-        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
     }
 }

@@ -13,6 +13,7 @@ use actix::{Addr, Message};
 use messages::Domain;
 use tokio::time::{Instant, sleep_until};
 
+use crate::accounts::Source;
 use crate::backlog::Queue;
 use crate::backoff::Backoff;
 use crate::gate::Lane;
@@ -186,7 +187,9 @@ fn unreachable(
 /// Starts a session for a component on the current arbiter.
 pub(crate) fn start(lane: Rc<Lane>, component: Component) -> Addr<Session> {
     let queue = RefCell::new(Queue::default());
-    Session::start_with(lane, Some(queue), |core, session| {
+    let source = Source::Component(component.domain.clone());
+    let account = lane.ingress.account(source);
+    Session::start_with(lane, account, Some(queue), |core, session| {
         let task = Task {
             core,
             session,

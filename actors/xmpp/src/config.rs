@@ -75,6 +75,8 @@ pub struct Config {
     pub markup_max: u32,
     /// Most bytes of a tag, from `<` to `>`.
     pub tag_bytes_max: usize,
+    /// Most bytes of the id of a stanza. One with a longer id is passed over without an answer.
+    pub id_bytes_max: usize,
     /// Most bytes of the name of an element.
     pub name_bytes_max: usize,
     /// Seconds a stream may be open before a domain is authenticated on it.
@@ -94,6 +96,9 @@ pub struct Config {
     /// Most streams that are open to peers or being opened, over all lanes; answers that would need
     /// another one are lost and counted.
     pub egress_streams_max: usize,
+    /// Most bytes of stanzas that have begun to come and are not whole, over all streams, beside the
+    /// 32 KiB that each stream has; a stream that needs more is ended.
+    pub unread_bytes_max: usize,
     /// Seconds an answer waits for the stream to its peer before it is lost and counted.
     pub egress_wait_seconds: u64,
     /// Seconds without anything to send after which a stream to a peer is closed.
@@ -122,6 +127,8 @@ pub struct Config {
     pub verifications_per_domain_max: usize,
     /// Dialback verifications that run at a time in the process.
     pub verifications_max: usize,
+    /// Seconds after a denied claim for which its domain is not asked about again for the same source.
+    pub verification_pause_seconds: u64,
     /// Domains that may open streams, and no others: `chat.example`, or `*.example` for everything below
     /// `example`. Empty for all.
     pub allow: Vec<String>,
@@ -181,6 +188,7 @@ impl Default for Config {
             namespaces_max: 256,
             markup_max: 2048,
             tag_bytes_max: 8192,
+            id_bytes_max: 1023,
             name_bytes_max: 256,
             authentication_timeout_seconds: 30,
             bytes_before_authentication_max: 65_536,
@@ -190,6 +198,7 @@ impl Default for Config {
             egress_queue_bytes_max: 1 << 20,
             egress_bytes_max: 64 << 20,
             egress_streams_max: 4096,
+            unread_bytes_max: 64 << 20,
             egress_wait_seconds: 30,
             idle_seconds: 600,
             inbound_idle_seconds: 3900,
@@ -201,6 +210,7 @@ impl Default for Config {
             verifications_per_address_max: 32,
             verifications_per_domain_max: 8,
             verifications_max: 128,
+            verification_pause_seconds: 10,
             allow: Vec::new(),
             deny: Vec::new(),
             require_certificates: false,
@@ -393,6 +403,7 @@ impl Config {
         at_least("namespaces_max", self.namespaces_max.into(), 16);
         at_least("markup_max", self.markup_max.into(), 64);
         at_least("tag_bytes_max", self.tag_bytes_max as u64, 4096);
+        at_least("id_bytes_max", self.id_bytes_max as u64, 128);
         at_least("name_bytes_max", self.name_bytes_max as u64, 64);
         at_least(
             "authentication_timeout_seconds",
@@ -413,6 +424,7 @@ impl Config {
             4096,
         );
         at_least("egress_bytes_max", self.egress_bytes_max as u64, 4096);
+        at_least("unread_bytes_max", self.unread_bytes_max as u64, 4096);
         at_least("egress_streams_max", self.egress_streams_max as u64, 1);
         at_least("egress_wait_seconds", self.egress_wait_seconds, 1);
         at_least("idle_seconds", self.idle_seconds, 1);
@@ -506,6 +518,10 @@ impl Config {
 
     pub(crate) const fn ping_timeout(&self) -> Duration {
         Duration::from_secs(self.ping_timeout_seconds)
+    }
+
+    pub(crate) const fn verification_pause(&self) -> Duration {
+        Duration::from_secs(self.verification_pause_seconds)
     }
 
     pub(crate) const fn connect_timeout(&self) -> Duration {

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::pending;
+use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,10 +17,11 @@ use actix::{
 };
 use futures_util::FutureExt as _;
 use messages::{Domain, Drain, Drained, Health, Probe, PublishBatch, Register, Unregister};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::Ingress;
+use crate::accounts::{Account, Good, Hold, Source};
 use crate::backlog::{Chunk, Queue, Recent};
 use crate::backoff::Backoff;
 use crate::gate::{self, Count, Lane};
@@ -46,10 +48,20 @@ const ARRIVAL_ROUND_TRIPS: u32 = 4;
 const ARRIVAL_MIN: Duration = Duration::from_millis(10);
 const ARRIVAL_MAX: Duration = Duration::from_secs(2);
 
-/// Answers for one stream.
+/// Answers that may wait for a stream that is open, whatever all other answers take.
+const RESERVE_BYTES: usize = 4096;
+
+/// Answers for the stream to their peer.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct EgressBatch {
+    pub(crate) answers: Answers,
+    /// Of who asked: what the answers take is on it.
+    pub(crate) account: Account,
+}
+
+/// Answers from one served domain to one peer.
+pub(crate) struct Answers {
     /// The served domain that answers.
     pub(crate) local: Domain,
     /// The peer to answer.
@@ -159,19 +171,21 @@ impl Handler<EgressBatch> for Egress {
     type Result = ();
 
     fn handle(&mut self, batch: EgressBatch, _: &mut Self::Context) {
-        let EgressBatch {
+        let EgressBatch { answers, account } = batch;
+        let Answers {
             local,
             remote,
             stanzas,
             replies,
-        } = batch;
+        } = answers;
         let shared = &self.shared;
-        let Some(room) = shared.ingress.egress_bytes(stanzas.len()) else {
+        let Some(link) = shared.link((local, remote), &account) else {
             return shared.counters.replies_lost.add(replies);
         };
-        let Some(link) = shared.link((local, remote)) else {
+        let room = account.take(Good::EgressBytes, stanzas.len());
+        if room.is_none() && !link.has_reserve(stanzas.len()) {
             return shared.counters.replies_lost.add(replies);
-        };
+        }
         let max = shared.ingress.config().egress_queue_bytes_max;
         let chunk = Chunk::new(stanzas, replies, room);
         match link.queue.borrow_mut().push(chunk, max) {
@@ -182,12 +196,13 @@ impl Handler<EgressBatch> for Egress {
 }
 
 impl Shared {
-    /// The link of a pair, with a keeper if it had none; none if there are too many.
-    fn link(self: &Rc<Self>, pair: Pair) -> Option<Rc<Link>> {
+    /// The link of a pair, with a keeper if it had none; none if there are too many. A new one is on the
+    /// account of who asked.
+    fn link(self: &Rc<Self>, pair: Pair, account: &Account) -> Option<Rc<Link>> {
         if let Some(known) = self.links.borrow().get(&pair) {
             return Some(Rc::clone(known));
         }
-        let place = self.ingress.egress_stream()?;
+        let place = account.take_revocable(Good::EgressStreams)?;
         let link = Rc::new(Link::default());
         self.links
             .borrow_mut()
@@ -256,6 +271,15 @@ struct Link {
     queue: RefCell<Queue>,
     /// Wakes the keeper.
     wake: Notify,
+    /// Whether the stream is open.
+    open: Cell<bool>,
+}
+
+impl Link {
+    /// Whether so much may wait although no room is left: a peer that takes its answers does without.
+    fn has_reserve(&self, bytes: usize) -> bool {
+        self.open.get() && bytes <= RESERVE_BYTES && self.queue.borrow().is_empty()
+    }
 }
 
 /// Why a stream ended.
@@ -273,7 +297,8 @@ struct Keeper {
     backoff: Backoff,
     /// Pings in a row that the peer did not answer.
     unanswered: u32,
-    _place: OwnedSemaphorePermit,
+    /// Revocable until the peer was reached once.
+    place: Hold,
 }
 
 impl Drop for Keeper {
@@ -286,33 +311,44 @@ impl Drop for Keeper {
 }
 
 impl Keeper {
-    const fn new(
-        shared: Rc<Shared>,
-        pair: Pair,
-        link: Rc<Link>,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
+    const fn new(shared: Rc<Shared>, pair: Pair, link: Rc<Link>, place: Hold) -> Self {
         Self {
             shared,
             pair,
             link,
             backoff: Backoff::new(BACKOFF_MAX),
             unanswered: 0,
-            _place: place,
+            place,
+        }
+    }
+
+    /// Runs until the end, or until another needs the place of a peer that was never reached.
+    async fn run(mut self) {
+        let revocation = self.place.revocation();
+        tokio::select! {
+            biased;
+            () = revocation.come() => {
+                let (local, remote) = &self.pair;
+                tracing::debug!(%local, peer = %remote, "a peer that was never reached gave way");
+            }
+            () = self.keep() => {}
         }
     }
 
     /// Runs while there is anything to send, and while a failure is remembered. Between the last look into
     /// the queue and the end there is no await, so no answer falls between two keepers.
-    async fn run(mut self) {
+    async fn keep(&mut self) {
         while self.has_work() || self.work_comes().await {
             let (local, remote) = &self.pair;
             self.shared.counters.connects.add(1);
             match outbound::open(&self.shared.ingress, local, remote).await {
                 Ok((opened, trace)) => {
+                    self.place.keep();
+                    self.link.open.set(true);
                     self.shared.counters.streams_open.add(1);
                     let served = self.converse(opened, trace).await;
                     self.shared.counters.streams_open.remove(1);
+                    self.link.open.set(false);
                     match served {
                         true => self.backoff.reset(),
                         false => self.pause().await,
@@ -365,10 +401,12 @@ impl Keeper {
     /// before or as soon as anything is written is given time.
     async fn converse(&mut self, opened: Opened, trace: Trace) -> bool {
         let (local, remote) = &self.pair;
-        let intake = opened
-            .bidirectional
-            .then(|| Intake::start(&self.shared.lane, local, remote));
+        let account = self.account(&trace);
         let mut talk = Talk::new(&self.shared.ingress, opened);
+        talk.framed.account_for(account.hold(Good::UnreadBytes));
+        let intake = talk
+            .bidirectional
+            .then(|| Intake::start(&self.shared.lane, local, remote, account));
         let mut first_written = None;
         let end = loop {
             // An end that is here already is seen before anything is written behind it.
@@ -444,10 +482,11 @@ impl Keeper {
 
     /// Writes one piece of the queue. Returns whether there was any.
     async fn write(&self, talk: &mut Talk) -> Result<bool, Fault> {
-        let chunks = self.link.queue.borrow_mut().take();
-        if chunks.is_empty() {
+        // To find the peer may have taken longer than what waits is of use.
+        if !self.has_work() {
             return Ok(false);
         }
+        let chunks = self.link.queue.borrow_mut().take();
         let mut stanzas = Vec::new();
         let mut refused = 0;
         for chunk in &chunks {
@@ -474,6 +513,16 @@ impl Keeper {
         Ok(true)
     }
 
+    /// The account of the peer that was reached.
+    fn account(&self, trace: &Trace) -> Account {
+        let source = match trace.address {
+            Some(address) => Source::address(address.ip()),
+            // It has gone already.
+            None => Source::address(Ipv4Addr::UNSPECIFIED.into()),
+        };
+        self.shared.ingress.account(source)
+    }
+
     fn put_back(&self, chunks: Vec<Chunk>) {
         let lost = self.link.queue.borrow_mut().put_back(chunks);
         self.shared.counters.replies_lost.add(lost);
@@ -492,6 +541,8 @@ enum Tick {
 /// One stream and its clocks.
 struct Talk {
     framed: Connection,
+    /// Whether the peer may send on it (XEP-0288).
+    bidirectional: bool,
     limits: PeerLimits,
     recent: Recent,
     /// After what time an answer is believed to have arrived.
@@ -514,6 +565,7 @@ impl Talk {
     fn new(ingress: &Ingress, opened: Opened) -> Self {
         let Opened {
             framed,
+            bidirectional,
             limits,
             round_trip,
             ..
@@ -522,6 +574,7 @@ impl Talk {
         let now = Instant::now();
         Self {
             framed,
+            bidirectional,
             limits,
             recent: Recent::default(),
             arrival: (round_trip * ARRIVAL_ROUND_TRIPS).clamp(ARRIVAL_MIN, ARRIVAL_MAX),

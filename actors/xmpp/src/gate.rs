@@ -19,10 +19,9 @@ use messages::{
 };
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Ingress;
-use crate::census::Seat;
+use crate::accounts::Hold;
 use crate::component::{self, Component};
 use crate::egress::EgressBatch;
 use crate::session::{self, Session};
@@ -114,13 +113,8 @@ pub struct AdoptStream {
     pub(crate) socket: std::net::TcpStream,
     pub(crate) address: SocketAddr,
     pub(crate) kind: Kind,
-    pub(crate) places: Places,
-}
-
-/// What a connection takes of the limits, given back when it ends.
-pub(crate) struct Places {
-    pub(crate) _total: OwnedSemaphorePermit,
-    pub(crate) _address: Seat,
+    /// Its place among all, given back when it ends.
+    pub(crate) place: Hold,
 }
 
 /// What the sessions of a lane count.
@@ -246,13 +240,13 @@ impl Handler<AdoptStream> for Gate {
             socket,
             address,
             kind,
-            places,
+            place,
         } = adopt;
         match prepare(socket) {
             Ok(socket) => {
                 self.sessions.retain(Addr::connected);
                 let lane = Rc::clone(&self.lane);
-                let session = Session::start(lane, Box::new(socket), address, kind, places);
+                let session = Session::start(lane, Box::new(socket), address, kind, place);
                 self.sessions.push(session);
             }
             Err(error) => tracing::info!(%address, %error, "a connection could not be taken over"),

@@ -1,7 +1,6 @@
 //! What all lanes share, prepared once.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +10,10 @@ use messages::{AppId, Clock, Disclosure, Domain, UnixSeconds};
 use rustls::client::ClientConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ServerConfig;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::accounts::{Account, Accounts, Good, Hold, Source};
 use crate::census::{Census, Origin, Seat};
+use crate::denials::Denials;
 use crate::jid::{self, Host};
 use crate::outcomes::Outcomes;
 use crate::policy::Policy;
@@ -49,12 +49,12 @@ struct Inner {
     trust: ArcSwap<Trust>,
     resolver: Resolver,
     pings: Pings,
-    egress_bytes: Arc<Semaphore>,
-    egress_streams: Arc<Semaphore>,
+    accounts: Accounts,
     key_maker: KeyMaker,
     stream_ids: StreamIds,
     policy: Policy,
     census: Census,
+    denials: Denials,
     outcomes: Outcomes,
     clock: Clock,
 }
@@ -164,12 +164,12 @@ impl Ingress {
                     trust: ArcSwap::from_pointee(trust),
                     resolver: Resolver::new(hosts, config),
                     pings: Pings::default(),
-                    egress_bytes: Arc::new(Semaphore::new(config.egress_bytes_max)),
-                    egress_streams: Arc::new(Semaphore::new(config.egress_streams_max)),
+                    accounts: Accounts::new(config),
                     key_maker,
                     stream_ids,
                     policy,
                     census: Census::default(),
+                    denials: Denials::default(),
                     outcomes: Outcomes::new(config, Clock::system()),
                     clock: Clock::system(),
                 })))
@@ -232,16 +232,14 @@ impl Ingress {
         &self.0.pings
     }
 
-    /// Room for answers that wait, if so much is left.
-    pub(crate) fn egress_bytes(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let bytes = u32::try_from(bytes).ok()?;
-        let room = Arc::clone(&self.0.egress_bytes);
-        room.try_acquire_many_owned(bytes).ok()
+    /// What the sources of streams hold of what there is for all of them.
+    pub(crate) fn accounts(&self) -> &Accounts {
+        &self.0.accounts
     }
 
-    /// Permission for one stream to a peer, if not too many are open.
-    pub(crate) fn egress_stream(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0.egress_streams).try_acquire_owned().ok()
+    /// The account of a source.
+    pub(crate) fn account(&self, source: Source) -> Account {
+        self.0.accounts.of(source)
     }
 
     pub(crate) fn key_maker(&self) -> &KeyMaker {
@@ -267,21 +265,26 @@ impl Ingress {
         &self.0.policy
     }
 
-    /// Room for one dialback verification that a peer at `address` causes about `domain`.
-    pub(crate) fn verification(&self, address: IpAddr, domain: &Domain) -> Option<[Seat; 3]> {
-        let config = self.config();
+    /// Claims that were denied.
+    pub(crate) fn denials(&self) -> &Denials {
+        &self.0.denials
+    }
+
+    /// Room for one dialback verification that somebody causes about `domain`.
+    pub(crate) fn verification(
+        &self,
+        account: &Account,
+        domain: &Domain,
+    ) -> Option<(Hold, [Seat; 2])> {
+        let max = self.config().verifications_per_domain_max;
         let seat = |origin, max| self.0.census.seat(origin, max);
-        Some([
-            seat(Origin::Verifications, config.verifications_max)?,
-            seat(
-                Origin::verifications_for(address),
-                config.verifications_per_address_max,
-            )?,
-            seat(
-                Origin::VerificationsOf(domain.clone()),
-                config.verifications_per_domain_max,
-            )?,
-        ])
+        // Who claims it in bad faith leaves the other half to those who may claim it in good.
+        let by = Origin::VerificationsBy(account.source().clone(), domain.clone());
+        let seats = [
+            seat(by, max.div_ceil(2))?,
+            seat(Origin::VerificationsOf(domain.clone()), max)?,
+        ];
+        Some((account.take_revocable(Good::Verifications)?, seats))
     }
 
     /// Finds out what a peer's certificate chain is worth.

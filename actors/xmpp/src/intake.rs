@@ -12,6 +12,7 @@ use actix::Addr;
 use messages::Domain;
 use tokio::time::{Instant, sleep_until};
 
+use crate::accounts::Account;
 use crate::gate::Lane;
 use crate::jid::Jid;
 use crate::pace::{Pace, Taken};
@@ -45,8 +46,13 @@ impl Drop for Intake {
 
 impl Intake {
     /// For the stream from `local` to `remote`, whose certificate proves it.
-    pub(crate) fn start(lane: &Rc<Lane>, local: &Domain, remote: &Domain) -> Self {
-        let (core, session) = Session::begin(Rc::clone(lane), None);
+    pub(crate) fn start(
+        lane: &Rc<Lane>,
+        local: &Domain,
+        remote: &Domain,
+        account: Account,
+    ) -> Self {
+        let (core, session) = Session::begin(Rc::clone(lane), account, None);
         Self {
             core,
             session,

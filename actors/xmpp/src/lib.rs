@@ -15,6 +15,7 @@
 //!
 //! `xml`, `service`, `reply` and `pending` compute and do no I/O; `stream` negotiates.
 
+mod accounts;
 mod back;
 mod backlog;
 mod backoff;
@@ -22,6 +23,7 @@ mod census;
 pub mod certificates;
 pub mod component;
 mod config;
+mod denials;
 pub mod egress;
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -39,6 +41,7 @@ mod policy;
 mod reply;
 mod service;
 mod session;
+mod shortages;
 mod stream;
 mod xml;
 

@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,12 +12,11 @@ use actix::{Actor, Context, Handler, Recipient, ResponseFuture, Supervised, Supe
 use messages::{Drain, Drained, Health, Probe};
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::census::Origin;
-use crate::gate::{self, AdoptStream, Count, Places};
+use crate::accounts::{Good, Source};
+use crate::gate::{self, AdoptStream, Count};
 use crate::pace::{Pace, Pacer, Taken};
 pub use crate::stream::tls::Kind;
 use crate::stream::{Stage, Trace};
@@ -124,7 +122,6 @@ pub fn start(ingress: &Ingress, sockets: Vec<Socket>, lanes: Vec<gate::Handles>)
         pace: Pace::per_second(config.connections_per_second_max, BURST),
         taken: RefCell::default(),
         addresses: RefCell::new(Pacer::new(per_address)),
-        places: Arc::new(Semaphore::new(config.streams_max)),
         accepted: Count::default(),
         refused: Count::default(),
         failed: Count::default(),
@@ -177,18 +174,19 @@ impl Handler<Probe> for Listener {
 
     fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Health {
         let Acceptor {
+            ingress,
             accepted,
             refused,
             failed,
-            places,
             ..
         } = &*self.acceptor;
+        let free = ingress.accounts().left(Good::Streams);
         Health {
             counters: vec![
                 ("connections_accepted_total", accepted.get()),
                 ("connections_refused_total", refused.get()),
                 ("accept_errors_total", failed.get()),
-                ("connection_places_free", places.available_permits() as u64),
+                ("connection_places_free", free as u64),
             ],
         }
     }
@@ -200,9 +198,7 @@ struct Acceptor {
     /// How fast connections are taken over, from all addresses and from each.
     pace: Pace,
     taken: RefCell<Taken>,
-    addresses: RefCell<Pacer<Origin>>,
-    /// One for each stream there may be.
-    places: Arc<Semaphore>,
+    addresses: RefCell<Pacer<Source>>,
     accepted: Count,
     refused: Count,
     failed: Count,
@@ -232,15 +228,13 @@ impl Acceptor {
             Err(error) => return tracing::error!(%error, "the listening sockets cannot be used"),
         };
         let mut backoff = BACKOFF_MIN;
-        // A connection is accepted when there is a place for it; the others wait in the backlog, which
-        // costs peers less than a refusal would.
-        while let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
+        loop {
             match accept(&listening).await {
                 Ok((socket, address, kind)) => {
                     backoff = BACKOFF_MIN;
                     // None is served before the others for ever.
                     listening.rotate_left(1);
-                    self.take_over(socket, address, kind, place).await;
+                    self.take_over(socket, address, kind).await;
                 }
                 Err(error) => {
                     self.failed.add(1);
@@ -253,18 +247,12 @@ impl Acceptor {
     }
 
     /// One address is refused before it can use up what is there for all of them.
-    async fn take_over(
-        &self,
-        socket: TcpStream,
-        address: SocketAddr,
-        kind: Kind,
-        total: OwnedSemaphorePermit,
-    ) {
-        let origin = Origin::address(address.ip());
+    async fn take_over(&self, socket: TcpStream, address: SocketAddr, kind: Kind) {
+        let source = Source::address(address.ip());
         let in_pace = self
             .addresses
             .borrow_mut()
-            .take(origin.clone(), Instant::now());
+            .take(source.clone(), Instant::now());
         if !in_pace {
             return self.refuse(
                 &socket,
@@ -272,8 +260,11 @@ impl Acceptor {
                 "too many connections a second from its address",
             );
         }
-        let max = self.ingress.config().streams_per_address_max;
-        let Some(seat) = self.ingress.census().seat(origin, max) else {
+        // It waits for a place, or for somebody who may give way, and the others wait in the backlog behind
+        // it: that costs peers less than a refusal would.
+        self.ingress.accounts().room(Good::Streams).await;
+        let account = self.ingress.account(source);
+        let Some(place) = account.take_revocable(Good::Streams) else {
             return self.refuse(&socket, address, "too many streams from its address");
         };
         loop {
@@ -293,10 +284,7 @@ impl Acceptor {
             socket,
             address,
             kind,
-            places: Places {
-                _total: total,
-                _address: seat,
-            },
+            place,
         };
         self.accepted.add(1);
         match self.least_busy() {

@@ -15,6 +15,7 @@ use actix::{
 };
 use messages::{Clock, Domain, Drain, Drained, Health, Probe, UnixSeconds};
 
+use crate::accounts::Accounts;
 use crate::census;
 use crate::limiter::{Limiter, Line, Subject};
 use crate::stream::{Stage, Trace};
@@ -78,6 +79,7 @@ pub fn start(ingress: &Ingress) -> Handles {
     let interval = ingress.config().outcomes_interval_seconds.max(1);
     let keeper = Keeper {
         outcomes: ingress.outcomes().clone(),
+        accounts: ingress.accounts().clone(),
         interval: Duration::from_secs(interval),
     };
     let address = Supervisor::start(|ctx: &mut Context<Keeper>| {
@@ -93,14 +95,22 @@ pub fn start(ingress: &Ingress) -> Handles {
 
 struct Keeper {
     outcomes: Outcomes,
+    accounts: Accounts,
     interval: Duration,
+}
+
+impl Keeper {
+    fn tell_rest(&self) {
+        self.outcomes.tell_rest();
+        self.accounts.shortages().tell_rest();
+    }
 }
 
 impl Actor for Keeper {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.run_interval(self.interval, |keeper, _| keeper.outcomes.tell_rest());
+        ctx.run_interval(self.interval, |keeper, _| keeper.tell_rest());
     }
 }
 
@@ -118,7 +128,7 @@ impl Handler<Drain> for Keeper {
     type Result = Drained;
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Drained {
-        self.outcomes.tell_rest();
+        self.tell_rest();
         Drained::default()
     }
 }
@@ -128,12 +138,15 @@ impl Handler<Probe> for Keeper {
 
     fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Health {
         let records = self.outcomes.lock();
+        let (shortages, told) = self.accounts.shortages().counts();
         Health {
             counters: vec![
                 ("peers_proven", records.proven.len()),
                 ("peers_claimed", records.claimed.len()),
                 ("stream_failures_total", records.failures),
                 ("stream_failures_logged_total", records.logged),
+                ("shortages_total", shortages),
+                ("shortages_logged_total", told),
             ],
         }
     }

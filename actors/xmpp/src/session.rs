@@ -26,10 +26,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{self, sleep_until, timeout_at};
 
+use crate::accounts::{Account, Good, Hold, Source};
 use crate::back::Back;
 use crate::backlog::{Chunk, Queue};
-use crate::egress::EgressBatch;
-use crate::gate::{Lane, Places};
+use crate::egress::{Answers, EgressBatch};
+use crate::gate::Lane;
 use crate::jid::{self, Jid};
 use crate::pace::{Pace, Taken};
 use crate::pending::Pending;
@@ -88,6 +89,8 @@ pub(crate) trait Rule {
 /// What actor and stream task share. Never borrowed across an await.
 pub(crate) struct Core {
     pub(crate) lane: Rc<Lane>,
+    /// Of who sends on the stream: what its answers take is on it.
+    pub(crate) account: Account,
     /// Answers for a stream that takes its own; else they go over the egress.
     pub(crate) queue: Option<RefCell<Queue>>,
     pending: RefCell<Pending>,
@@ -203,11 +206,11 @@ impl Core {
     }
 
     /// Lays answers down for the task of a stream that takes its own.
-    fn send_along(&self, queue: &RefCell<Queue>, batch: EgressBatch) {
+    fn send_along(&self, queue: &RefCell<Queue>, batch: Answers) {
         let max = self.lane.ingress.config().egress_queue_bytes_max;
         let lost = batch.replies;
-        let room = self.lane.ingress.egress_bytes(batch.stanzas.len());
-        let chunk = room.map(|room| Chunk::new(batch.stanzas, batch.replies, room));
+        let room = self.account.take(Good::EgressBytes, batch.stanzas.len());
+        let chunk = room.map(|room| Chunk::new(batch.stanzas, batch.replies, Some(room)));
         if self.open.get() && chunk.is_some_and(|chunk| queue.borrow_mut().push(chunk, max).is_ok())
         {
             self.changed.notify_one();
@@ -217,7 +220,7 @@ impl Core {
     }
 
     /// Lays answers down for the stream task, if they may go back and there is room.
-    fn send_back(&self, batch: EgressBatch) -> Result<(), EgressBatch> {
+    fn send_back(&self, batch: Answers) -> Result<(), Answers> {
         match self.back.borrow_mut().as_mut() {
             Some(back) => back.push(batch)?,
             None => return Err(batch),
@@ -226,7 +229,7 @@ impl Core {
         Ok(())
     }
 
-    fn take_back(&self) -> Option<EgressBatch> {
+    fn take_back(&self) -> Option<Answers> {
         self.back.borrow_mut().as_mut()?.take()
     }
 
@@ -238,10 +241,14 @@ impl Core {
     }
 
     /// Hands answers to the egress that owns the peer's stream.
-    fn send_out(&self, batch: EgressBatch) {
-        let lost = batch.replies;
+    fn send_out(&self, answers: Answers) {
+        let lost = answers.replies;
         let lanes = &self.lane.edges.egress;
-        let owner = lanes.get(owner(&batch.remote, lanes.len()));
+        let owner = lanes.get(owner(&answers.remote, lanes.len()));
+        let batch = EgressBatch {
+            answers,
+            account: self.account.clone(),
+        };
         if owner.is_none_or(|owner| owner.try_send(batch).is_err()) {
             self.lane.counters.replies_lost.add(lost);
         }
@@ -337,7 +344,7 @@ struct Route {
 /// Answers, gathered by stream.
 #[derive(Default)]
 struct Replies {
-    batches: Vec<EgressBatch>,
+    batches: Vec<Answers>,
 }
 
 impl Replies {
@@ -371,7 +378,7 @@ impl Replies {
                 batch.stanzas.extend_from_slice(&stanza);
                 batch.replies += 1;
             }
-            None => self.batches.push(EgressBatch {
+            None => self.batches.push(Answers {
                 local,
                 remote,
                 stanzas: stanza,
@@ -393,32 +400,39 @@ impl Session {
         socket: Box<dyn Socket>,
         address: SocketAddr,
         kind: Kind,
-        places: Places,
+        place: Hold,
     ) -> Addr<Self> {
-        Self::start_with(lane, None, |core, session| {
-            StreamTask::new(core, session, address, places).run(socket, kind, address)
+        let account = lane.ingress.account(Source::address(address.ip()));
+        Self::start_with(lane, account, None, |core, session| {
+            StreamTask::new(core, session, address, place).run(socket, kind, address)
         })
     }
 
     /// Starts on the current arbiter with the task that `task` makes, which has the socket.
     pub(crate) fn start_with<T>(
         lane: Rc<Lane>,
+        account: Account,
         queue: Option<RefCell<Queue>>,
         task: impl FnOnce(Rc<Core>, Addr<Self>) -> T,
     ) -> Addr<Self>
     where
         T: Future<Output = ()> + 'static,
     {
-        let (core, session) = Self::begin(lane, queue);
+        let (core, session) = Self::begin(lane, account, queue);
         actix_rt::spawn(task(core, session.clone()));
         session
     }
 
     /// Starts on the current arbiter for somebody who has the socket, and clears `open` at the end of it.
-    pub(crate) fn begin(lane: Rc<Lane>, queue: Option<RefCell<Queue>>) -> (Rc<Core>, Addr<Self>) {
+    pub(crate) fn begin(
+        lane: Rc<Lane>,
+        account: Account,
+        queue: Option<RefCell<Queue>>,
+    ) -> (Rc<Core>, Addr<Self>) {
         let tickets = lane.ingress.config().tickets_per_stream;
         let core = Rc::new(Core {
             lane,
+            account,
             queue,
             pending: RefCell::new(Pending::new(tickets)),
             back: RefCell::default(),
@@ -476,11 +490,15 @@ impl Handler<SendMessage> for Session {
 pub(crate) fn post(lane: &Lane, message: &SendMessage) -> bool {
     let lanes = &lane.edges.egress;
     let owner = lanes.get(owner(message.to.domain(), lanes.len()));
-    owner.is_some_and(|owner| owner.try_send(batch_of(message)).is_ok())
+    let batch = EgressBatch {
+        answers: batch_of(message),
+        account: lane.ingress.account(Source::Service),
+    };
+    owner.is_some_and(|owner| owner.try_send(batch).is_ok())
 }
 
-fn batch_of(message: &SendMessage) -> EgressBatch {
-    EgressBatch {
+fn batch_of(message: &SendMessage) -> Answers {
+    Answers {
         local: message.from.domain().clone(),
         remote: message.to.domain().clone(),
         stanzas: service::message(message.from.as_str(), message.to.as_str(), &message.text),
@@ -529,7 +547,8 @@ struct StreamTask {
     trace: Trace,
     pace: Pace,
     taken: Taken,
-    _places: Places,
+    /// Revocable until a domain is authenticated.
+    place: Hold,
 }
 
 impl Drop for StreamTask {
@@ -613,7 +632,7 @@ impl Batch {
 }
 
 impl StreamTask {
-    fn new(core: Rc<Core>, session: Addr<Session>, address: SocketAddr, places: Places) -> Self {
+    fn new(core: Rc<Core>, session: Addr<Session>, address: SocketAddr, place: Hold) -> Self {
         core.lane.counters.streams_open.add(1);
         core.lane.counters.streams.add(1);
         core.lane.load.add_stream();
@@ -624,7 +643,7 @@ impl StreamTask {
             trace: Trace::from(address),
             pace: Pace::per_second(stanzas, BURST),
             taken: Taken::default(),
-            _places: places,
+            place,
         }
     }
 
@@ -633,11 +652,15 @@ impl StreamTask {
         let limit = lane.ingress.config().authentication_timeout();
         let deadline = time::Instant::now() + limit;
         let (ingress, trace) = (&lane.ingress, &mut self.trace);
-        let mut stream =
-            match inbound::secure(socket, kind, address, ingress, deadline, trace).await {
-                Ok(stream) => stream,
-                Err(fault) => return self.report(&fault),
-            };
+        let revocation = self.place.revocation();
+        let secured = tokio::select! {
+            secured = inbound::secure(socket, kind, address, ingress, deadline, trace) => secured,
+            () = revocation.come() => Err(gave_way()),
+        };
+        let mut stream = match secured {
+            Ok(stream) => stream,
+            Err(fault) => return self.report(&fault),
+        };
         let served = self.serve(&mut stream, deadline).await;
         self.core.close_back();
         let fault = match served {
@@ -667,6 +690,7 @@ impl StreamTask {
     async fn serve(&mut self, stream: &mut Inbound, deadline: time::Instant) -> Result<(), Fault> {
         let config = self.core.lane.ingress.config();
         let (idle, keepalive) = (config.inbound_idle(), config.keepalive());
+        let revocation = self.place.revocation();
         let mut verifications = FuturesUnordered::new();
         let mut agenda = Agenda {
             refuse: deadline,
@@ -675,6 +699,7 @@ impl StreamTask {
         };
         loop {
             let pause = self.take_units(stream, &mut verifications).await?;
+            self.settle(stream)?;
             if self.write_back(stream).await? {
                 agenda.blank = time::Instant::now() + keepalive;
             }
@@ -686,6 +711,7 @@ impl StreamTask {
             let (at, due) = agenda.next(stream.is_authenticated(), pause);
             tokio::select! {
                 () = self.core.changed.notified() => {}
+                () = revocation.come() => return Err(gave_way()),
                 read = stream.framed.fill(), if reading => {
                     read?;
                     if !stream.framed.is_ended() {
@@ -713,11 +739,20 @@ impl StreamTask {
                 }
             }
             self.core.stalled.set(false);
-            if stream.is_authenticated() {
-                self.trace.stage = Stage::Open;
-                self.open_back(stream);
-            }
+            self.settle(stream)?;
         }
+    }
+
+    /// Once a domain is authenticated the stream keeps its place, and answers may go back on it.
+    fn settle(&mut self, stream: &Inbound) -> Result<(), Fault> {
+        if stream.is_authenticated() {
+            if self.trace.stage != Stage::Open && !self.place.keep() {
+                return Err(gave_way());
+            }
+            self.trace.stage = Stage::Open;
+            self.open_back(stream);
+        }
+        Ok(())
     }
 
     /// Lets answers go back on the stream if the peer wants that.
@@ -842,7 +877,9 @@ impl Core {
     {
         let (text, namespaces) = framed.text(len)?;
         match publish::read(text, namespaces, self.lane.ingress.disclosure())? {
+            Read::Publish(iq) if self.is_overlong(iq.head.id.as_deref()) => {}
             Read::Publish(iq) => self.take_publish(rule, iq, batch)?,
+            Read::Malformed(head) if self.is_overlong(head.id.as_deref()) => {}
             Read::Malformed(head) => {
                 if rule.allow(&head.from, &head.to)?.is_some() {
                     let outcome = PushOutcome::Rejected(Rejection::Malformed);
@@ -857,12 +894,24 @@ impl Core {
                     return Ok(Some(element));
                 }
                 self.lane.counters.stanzas.add(1);
+                if self.is_overlong(element.attribute("id")) {
+                    return Ok(None);
+                }
                 self.take_other(rule, &element, batch)?;
                 return Ok(None);
             }
         }
         self.lane.counters.stanzas.add(1);
         Ok(None)
+    }
+
+    /// Whether a stanza is passed over for its id, which waits until there is an answer and is repeated in it.
+    /// Without an answer servers keep the registration; no error says "your id is too long" to all of them.
+    fn is_overlong(&self, id: Option<&str>) -> bool {
+        let max = self.lane.ingress.config().id_bytes_max;
+        let overlong = id.is_some_and(|id| id.len() > max);
+        self.lane.counters.passed_over.add(u64::from(overlong));
+        overlong
     }
 
     /// The addressee is whatever the client wrote when it enabled push: with a localpart or a resource it
@@ -1003,6 +1052,13 @@ impl Rule for Inbound {
     fn odd(&self, fault: Fault) -> Result<(), Fault> {
         Err(fault)
     }
+}
+
+const fn gave_way() -> Fault {
+    Fault::refuse(
+        StreamCondition::ResourceConstraint,
+        "all streams were taken, and it had proven nothing yet: it gave way to another",
+    )
 }
 
 const fn unaddressed() -> Fault {

@@ -18,16 +18,15 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
-use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::oracle::{self, Tree};
-use crate::census::{Census, Origin};
+use crate::accounts::{Good, Source};
 use crate::egress::EgressBatch;
-use crate::gate::{Edges, Lane, Load, Places};
+use crate::gate::{Edges, Lane, Load};
 use crate::session::Session;
 use crate::stream::ns;
 use crate::stream::outbound::{self, Failure};
@@ -301,13 +300,9 @@ fn adopt(
     };
     let lane = Rc::new(Lane::new(ingress, edges, load.clone()));
     let address = ([192, 0, 2, 1], 40_000).into();
-    let places = Places {
-        _total: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
-        _address: Census::default()
-            .seat(Origin::address(std::net::SocketAddr::ip(&address)), 1)
-            .unwrap(),
-    };
-    let session = Session::start(lane, Box::new(socket), address, kind, places);
+    let account = ingress.account(Source::address(std::net::SocketAddr::ip(&address)));
+    let place = account.take_revocable(Good::Streams).unwrap();
+    let session = Session::start(lane, Box::new(socket), address, kind, place);
     (session, load)
 }
 
@@ -367,6 +362,7 @@ impl Handler<EgressBatch> for Behind {
     type Result = ();
 
     fn handle(&mut self, batch: EgressBatch, _: &mut Self::Context) {
+        let batch = batch.answers;
         self.check(&batch.remote, &batch.local);
         let stanzas = String::from_utf8(batch.stanzas).expect("answers are UTF-8");
         let answers = oracle::children(&[super::HEADER, &stanzas].concat());

@@ -8,6 +8,7 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::Fault;
+use crate::accounts::Hold;
 use crate::xml::header::StreamHeader;
 use crate::xml::skipper::Skipper;
 use crate::xml::splitter::{Limits, Splitter, Unit};
@@ -21,8 +22,9 @@ const READ_BYTES: usize = 16 * 1024;
 /// work on it takes 50 µs.
 const TURN_BYTES: usize = 16 * 1024;
 const CLOSE: &[u8] = b"</stream:stream>";
-/// What the buffer of a stream may keep while there is nothing in it.
-const KEPT_BYTES: usize = 4 * READ_BYTES;
+/// What the buffer of each stream may take without being accounted for, and keep while there is nothing in
+/// it: ordinary stanzas need no more.
+const KEPT_BYTES: usize = 2 * READ_BYTES;
 /// How long a closed stream is read on, so that the peer gets our last words before the reset that
 /// unread data would cause.
 const LINGER: Duration = Duration::from_secs(2);
@@ -38,6 +40,8 @@ pub(crate) struct Framed<T> {
     write_stall: Duration,
     /// Bytes that may still be read, if they are counted.
     allowance: Option<usize>,
+    /// What the buffer takes beyond [`KEPT_BYTES`], if that is accounted for.
+    room: Option<Hold>,
     /// Bytes read since the other streams of the lane had their turn.
     turn: usize,
     /// Whether our closing tag is sent.
@@ -54,6 +58,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             namespaces: Namespaces::default(),
             write_stall,
             allowance: None,
+            room: None,
             turn: 0,
             ended: false,
         }
@@ -72,6 +77,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
     /// Lets only so many more bytes be read, or any number.
     pub(crate) const fn set_allowance(&mut self, bytes: Option<usize>) {
         self.allowance = bytes;
+    }
+
+    /// Accounts for what the buffer takes beyond the ordinary.
+    pub(crate) fn account_for(&mut self, room: Hold) {
+        self.room = Some(room);
     }
 
     /// What is left of the allowance.
@@ -121,6 +131,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             self.buffer = BytesMut::new();
         }
         self.buffer.reserve(READ_BYTES);
+        let extra = self.buffer.capacity().saturating_sub(KEPT_BYTES);
+        if let Some(room) = &mut self.room
+            && !room.resize(extra)
+        {
+            self.buffer = BytesMut::new();
+            return Err(Fault::refuse(
+                StreamCondition::ResourceConstraint,
+                "too many large stanzas are on their way at a time",
+            ));
+        }
         let read = self.io.read_buf(&mut self.buffer).await?;
         if read == 0 {
             return Err(Fault::Disconnected);

@@ -5,7 +5,7 @@
 //! needs no restart, may come at any time and for several domains, so both go on as long as the stream.
 
 use std::fmt::Display;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use messages::Domain;
@@ -22,6 +22,7 @@ use super::outbound::verify;
 use super::tls::{self, Kind};
 use super::{Fault, Socket, Stage, Trace, ns, open_stream, proof};
 use crate::Ingress;
+use crate::accounts::{Account, Good, Hold, Source};
 use crate::census::{Origin, Seat};
 #[cfg(any(test, fuzzing))]
 use crate::fuzzing::verify;
@@ -99,7 +100,7 @@ pub(crate) async fn secure(
     trace.certificate = Some(proof(&verdict));
     let mut stream = Inbound {
         framed,
-        address: address.ip(),
+        account: ingress.account(Source::address(address.ip())),
         ingress: ingress.clone(),
         local,
         offers_external: verdict.is_ok() && ingress.served(peer.as_str()).is_none(),
@@ -110,7 +111,7 @@ pub(crate) async fn secure(
         sasl_attempts: 0,
         challenged: false,
         authenticated: Vec::new(),
-        verifying: 0,
+        verifying: Vec::new(),
         accounted: false,
         bidirectional: false,
     };
@@ -270,7 +271,7 @@ where
 /// A secured stream.
 pub(crate) struct Inbound {
     pub(crate) framed: Framed<TlsStream<Box<dyn Socket>>>,
-    address: IpAddr,
+    account: Account,
     ingress: Ingress,
     /// The domain the stream was opened to.
     local: Domain,
@@ -288,7 +289,8 @@ pub(crate) struct Inbound {
     challenged: bool,
     /// The domains the peer has proven to be, each with its seat.
     authenticated: Vec<(Domain, Seat)>,
-    verifying: usize,
+    /// The pairs of domains that are being verified: the claimed one, and the one it is claimed to.
+    verifying: Vec<(Domain, Domain)>,
     /// Whether its end before authentication needs no report: it only had a key verified, or what it could
     /// not prove is reported already.
     accounted: bool,
@@ -304,7 +306,8 @@ pub(crate) struct Verification {
     pub(crate) to: Domain,
     key: String,
     id: String,
-    _seats: [Seat; 3],
+    hold: Hold,
+    _seats: [Seat; 2],
 }
 
 /// What the authoritative server said of it.
@@ -312,19 +315,34 @@ pub(crate) struct Verified {
     from: Domain,
     to: Domain,
     said: Result<bool, Failure>,
+    /// Whether others needed its place before there was an answer.
+    gave_way: bool,
 }
 
 impl Verification {
     /// Asks the authoritative server over a stream of its own.
     pub(crate) async fn run(self, ingress: Ingress) -> Verified {
         let Self {
-            from, to, key, id, ..
+            from,
+            to,
+            key,
+            id,
+            hold,
+            _seats,
         } = self;
         let asked = verify(&ingress, &to, &from, &id, &key);
-        let said = tokio::time::timeout(VERIFICATION_LIMIT, asked)
-            .await
-            .unwrap_or(Err(Failure::TimedOut));
-        Verified { from, to, said }
+        let asked = tokio::time::timeout(VERIFICATION_LIMIT, asked);
+        let revocation = hold.revocation();
+        let (said, gave_way) = tokio::select! {
+            said = asked => (said.unwrap_or(Err(Failure::TimedOut)), false),
+            () = revocation.come() => (Err(Failure::TimedOut), true),
+        };
+        Verified {
+            from,
+            to,
+            said,
+            gave_way,
+        }
     }
 }
 
@@ -524,23 +542,19 @@ impl Inbound {
             }
             (ErrorType::Cancel, Condition::PolicyViolation, REASON)
         } else {
-            match self.ingress.verification(self.address, &from) {
-                Some(seats)
-                    if self.verifying < self.ingress.config().verifications_per_stream_max =>
-                {
-                    self.verifying += 1;
+            match self.begin_verification(&from, &to) {
+                Ok((hold, seats)) => {
+                    self.verifying.push((from.clone(), to.clone()));
                     return Ok(Some(Verification {
                         from,
                         to,
                         key: element.text().trim().to_owned(),
                         id: self.id.clone(),
+                        hold,
                         _seats: seats,
                     }));
                 }
-                _ => {
-                    let reason = "dialback: too many keys are being verified for it";
-                    (ErrorType::Wait, Condition::ResourceConstraint, reason)
-                }
+                Err(reason) => (ErrorType::Wait, Condition::ResourceConstraint, reason),
             }
         };
         let (kind, condition, reason) = refusal;
@@ -549,16 +563,54 @@ impl Inbound {
         Ok(None)
     }
 
+    /// Room for the verification of a claim, or why there is none.
+    fn begin_verification(
+        &self,
+        from: &Domain,
+        to: &Domain,
+    ) -> Result<(Hold, [Seat; 2]), &'static str> {
+        let is_it = |(one, other): &(Domain, Domain)| one == from && other == to;
+        if self.verifying.iter().any(is_it) {
+            return Err("dialback: a key is being verified for it on this stream already");
+        }
+        if self.verifying.len() >= self.ingress.config().verifications_per_stream_max {
+            return Err("dialback: too many keys are being verified on this stream");
+        }
+        let denials = self.ingress.denials();
+        if denials.holds(self.account.source(), from, Instant::now()) {
+            return Err("dialback: its server denied a key from the same address a moment ago");
+        }
+        let room = self.ingress.verification(&self.account, from);
+        room.ok_or("dialback: too many keys are being verified for it")
+    }
+
     /// Receiving server: tells the peer what became of its claim.
     pub(crate) async fn verified(&mut self, verified: Verified) -> Result<(), Fault> {
-        self.verifying = self.verifying.saturating_sub(1);
-        let Verified { from, to, said } = verified;
+        let Verified {
+            from,
+            to,
+            said,
+            gave_way,
+        } = verified;
+        let is_it = |(one, other): &(Domain, Domain)| *one == from && *other == to;
+        self.verifying.retain(|pair| !is_it(pair));
+        if gave_way {
+            const REASON: &str = "dialback: its server did not answer, and others needed the place";
+            let condition = Condition::ResourceConstraint;
+            self.refuse_claim(&from, &to, ErrorType::Wait, condition)
+                .await?;
+            self.unproven(from, &REASON);
+            return Ok(());
+        }
         match said {
             Ok(true) => self.admit_claim(&from, &to, "dialback").await,
             Ok(false) => {
                 const REASON: &str = "dialback: the authoritative server denies the key";
                 self.answer_claim(&from, &to, false).await?;
-                if !self.is_authenticated() && self.verifying == 0 {
+                let pause = self.ingress.config().verification_pause();
+                let denials = self.ingress.denials();
+                denials.add(self.account.source(), &from, pause, Instant::now());
+                if !self.is_authenticated() && self.verifying.is_empty() {
                     return Err(Fault::refuse(StreamCondition::NotAuthorized, REASON));
                 }
                 self.unproven(from, &REASON);
@@ -683,6 +735,8 @@ impl Inbound {
                 if self.authenticated.is_empty() {
                     self.framed.set_limits(config.limits());
                     self.framed.set_allowance(None);
+                    let room = self.account.hold(Good::UnreadBytes);
+                    self.framed.account_for(room);
                 }
                 self.ingress.outcomes().opened(&Trace {
                     peer: Some(domain.clone()),

@@ -24,5 +24,6 @@ mod peer;
 mod refusals;
 mod renewal;
 mod returning;
+mod shares;
 mod tls;
 mod world;

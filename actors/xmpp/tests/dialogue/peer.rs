@@ -7,7 +7,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
 use testkit::PATIENCE;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
@@ -227,9 +227,19 @@ pub(crate) struct Called {
     pub(crate) features: String,
 }
 
+/// Connects from an address of this machine.
+pub(crate) async fn connect_at(service: &Service, address: u8) -> Peer<TcpStream> {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, address], 0).into()).unwrap();
+    Peer::new(socket.connect(service.address).await.unwrap())
+}
+
 /// Connects and takes the features in clear text.
 pub(crate) async fn connect(service: &Service, from: &str, to: &str) -> Peer<TcpStream> {
-    let mut peer = Peer::new(TcpStream::connect(service.address).await.unwrap());
+    begin(connect_at(service, 1).await, from, to).await
+}
+
+async fn begin(mut peer: Peer<TcpStream>, from: &str, to: &str) -> Peer<TcpStream> {
     peer.send(&header(from, to)).await;
     let answer = peer.until("</stream:features>").await;
     assert_eq!(attribute(&answer, "from"), to);
@@ -269,7 +279,19 @@ pub(crate) async fn call(
     from: &str,
     to: &str,
 ) -> Called {
-    let clear = connect(service, from, to).await;
+    call_at(service, world, 1, identity, from, to).await
+}
+
+/// The same from another address of this machine.
+pub(crate) async fn call_at(
+    service: &Service,
+    world: &World,
+    address: u8,
+    identity: Option<&Identity>,
+    from: &str,
+    to: &str,
+) -> Called {
+    let clear = begin(connect_at(service, address).await, from, to).await;
     let mut peer = start_tls(clear, world, identity, to).await;
     peer.send(&header(from, to)).await;
     let opening = peer.until("<stream:features>").await;
@@ -280,15 +302,32 @@ pub(crate) async fn call(
 
 /// Opens a stream from peer.test to push.test and authenticates with a trusted certificate.
 pub(crate) async fn authenticated(service: &Service, world: &World) -> Caller {
-    let identity = world.trusted(&["peer.test"]);
-    let mut called = call(service, world, Some(&identity), "peer.test", "push.test").await;
-    let peer = &mut called.peer;
-    peer.send(
-        "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='EXTERNAL'>cGVlci50ZXN0</auth>",
+    authenticated_at(service, world, 1, &["peer.test"]).await
+}
+
+/// The same from another address of this machine, with a certificate for these domains as the first of them.
+pub(crate) async fn authenticated_at(
+    service: &Service,
+    world: &World,
+    address: u8,
+    domains: &[&str],
+) -> Caller {
+    let identity = world.trusted(domains);
+    let domain = domains[0];
+    let mut called = call_at(
+        service,
+        world,
+        address,
+        Some(&identity),
+        domain,
+        "push.test",
     )
     .await;
+    let peer = &mut called.peer;
+    peer.send("<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='EXTERNAL'>=</auth>")
+        .await;
     peer.expect(SUCCESS).await;
-    peer.send(&header("peer.test", "push.test")).await;
+    peer.send(&header(domain, "push.test")).await;
     let features = peer.until("</stream:features>").await;
     assert!(!features.contains("EXTERNAL"), "{features}");
     called.peer

@@ -200,7 +200,8 @@ async fn beyond_the_limit_connections_wait_their_turn() {
     let mut config = world.config();
     config.streams_max = 1;
     let service = world.start(&config);
-    let first = connect(&service, "peer.test", "push.test").await;
+    // One who has proven who it is gives way to nobody.
+    let first = authenticated(&service, &world).await;
     let mut second = Peer::new(TcpStream::connect(service.address).await.unwrap());
     second.send(&header("peer.test", "push.test")).await;
     assert_eq!(service.count("connections_accepted_total").await, 1);
