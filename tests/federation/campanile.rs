@@ -187,6 +187,19 @@ impl Campanile {
             .expect("the program runs")
     }
 
+    /// How often this is in the journal, in segments that are not compressed yet.
+    pub(crate) fn journalled(&self, needle: &str) -> usize {
+        let segments = fs::read_dir(self.directory.join("journal")).expect("there is a journal");
+        let bytes = segments.flatten().map(|entry| fs::read(entry.path()));
+        let windows = |bytes: Vec<u8>| {
+            let windows = bytes.windows(needle.len());
+            windows
+                .filter(|window| *window == needle.as_bytes())
+                .count()
+        };
+        bytes.flatten().map(windows).sum()
+    }
+
     /// What it has made that others may read.
     pub(crate) fn exposed(&self) -> Vec<PathBuf> {
         let made = [
