@@ -34,7 +34,7 @@ const TICK: Duration = Duration::from_millis(200);
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Most characters of a peer's words that are logged.
-const WORDS_MAX: usize = 200;
+pub(crate) const WORDS_MAX: usize = 200;
 
 /// Opens a connection, not before the given time, and works it until it ends.
 pub(crate) async fn run(seat: Seat, not_before: Option<Instant>) {

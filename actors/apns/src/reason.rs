@@ -95,7 +95,9 @@ pub(crate) fn judge(status: u16, reason: Option<&str>) -> (Class, ErrorReason) {
 
 const fn by_status(status: u16) -> Class {
     match status {
-        500..=599 => Class::Server,
+        // Too early, too much, or the peer's own fault: another time may do.
+        408 | 429 | 500..=599 => Class::Server,
+        421 => Class::Reopen,
         _ => Class::Unknown,
     }
 }
@@ -159,7 +161,10 @@ mod tests {
         check(410, None, Class::Dead, "Unregistered");
         check(410, Some("NewReason"), Class::Unknown, "NewReason");
         check(400, Some("Unregistered"), Class::Unknown, "Unregistered");
-        check(429, Some("SlowDown"), Class::Unknown, "SlowDown");
+        check(429, Some("SlowDown"), Class::Server, "SlowDown");
+        check(429, None, Class::Server, "Status429");
+        check(408, None, Class::Server, "Status408");
+        check(421, Some("Elsewhere"), Class::Reopen, "Elsewhere");
         check(502, None, Class::Server, "Status502");
         check(503, Some("New\nLine"), Class::Server, "New?Line");
         check(204, None, Class::Unknown, "Status204");

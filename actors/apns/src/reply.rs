@@ -47,9 +47,14 @@ struct Body {
 }
 
 impl Reply {
-    /// Whether APNs took the provider token, whatever it thought of the push.
-    pub(crate) const fn proves_token(&self) -> bool {
-        matches!(self.status, 200 | 400 | 404 | 405 | 410 | 413)
+    /// Whether APNs took the provider token, whatever it thought of the push. An end of the connection in the
+    /// form of an answer says nothing of it.
+    pub(crate) fn proves_token(&self) -> bool {
+        let reason = self
+            .error
+            .as_ref()
+            .and_then(|error| error.reason.as_deref());
+        matches!(self.status, 200 | 400 | 404 | 405 | 410 | 413) && reason != Some("IdleTimeout")
     }
 }
 

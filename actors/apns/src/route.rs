@@ -11,16 +11,23 @@ use std::time::Duration;
 
 use actix::Recipient;
 use http::HeaderValue;
-use messages::{ProviderTokenRefused, PushOutcome, Rejection, UnixSeconds, UseProviderToken};
+use messages::{
+    ErrorReason, ProviderTokenRefused, PushOutcome, Rejection, UnixSeconds, UseProviderToken,
+};
 use tokio::time::Instant;
 
+use crate::alarm::Alarm;
 use crate::backoff::{self, Backoff};
+use crate::connection::WORDS_MAX;
 use crate::ledger::{Ledger, count};
 use crate::push::Push;
 use crate::reply::Loss;
 use crate::upstream::Upstream;
 use crate::waiting::Waiting;
 use crate::{Error, Upstreams, connection, request};
+
+/// How often failed connections of one upstream get a line.
+const CONNECT_ALARM: Duration = Duration::from_secs(10);
 
 /// How often waiting pushes are looked through for those that are not fresh any more.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
@@ -47,6 +54,8 @@ pub(crate) struct Route {
     expiry_due: Cell<Instant>,
     /// Requests were lost in doubt since a connection last carried as many as it may.
     cautious: Cell<bool>,
+    /// On connections that fail.
+    alarm: Alarm,
 }
 
 /// The provider token in use.
@@ -107,6 +116,7 @@ impl Route {
             token_held_until: Cell::default(),
             expiry_due: Cell::new(now + EXPIRY_CHECK),
             cautious: Cell::default(),
+            alarm: Alarm::new(CONNECT_ALARM),
         }
     }
 
@@ -303,7 +313,10 @@ impl Route {
     /// APNs wants no more for this device for now: this push and all later ones become one that goes when
     /// the hold is over, if it is still fresh by then.
     pub(crate) fn hold(&self, push: Push, at_least: Option<Duration>, now: Instant) {
-        let hold = Duration::from_secs(self.lane.upstreams.config().device_hold_seconds);
+        let config = self.lane.upstreams.config();
+        let hold = Duration::from_secs(config.device_hold_seconds);
+        // Whoever asks for a day would make the device deaf.
+        let at_least = at_least.map(|asked| asked.min(Duration::from_secs(config.fresh_seconds)));
         let until = now + hold.max(at_least.unwrap_or_default());
         self.waiting.borrow_mut().hold(push, until);
     }
@@ -316,6 +329,15 @@ impl Route {
     /// Ends pauses that are over, and pushes that are not fresh any more.
     pub(crate) fn tick(self: &Rc<Self>, now: Instant) {
         self.waiting.borrow_mut().resume(now);
+        if self
+            .token_held_until
+            .get()
+            .is_some_and(|until| now >= until)
+        {
+            // What waits for a newer token tries this one once more: the refusal may have been a whim.
+            self.token_held_until.set(None);
+            self.waiting.borrow_mut().unpark();
+        }
         if now >= self.expiry_due.get() {
             self.expiry_due.set(now + EXPIRY_CHECK);
             self.waiting.borrow_mut().retain(|push| {
@@ -388,10 +410,15 @@ impl Route {
     pub(crate) fn connect_failed(&self, error: &Error, now: Instant) {
         count(&self.lane.ledger.counters.connect_failures);
         self.slow_down(now);
+        let Some(held_back) = self.alarm.rings(&ErrorReason::known("connect"), now) else {
+            return;
+        };
+        let error: String = error.to_string().chars().take(WORDS_MAX).collect();
         tracing::warn!(
             endpoint = %self.upstream.authority,
             key = ?self.upstream.key.as_ref().map(|key| key.id()),
             waiting = self.waiting.borrow().len(),
+            held_back,
             "no connection to APNs: {error}"
         );
     }

@@ -104,6 +104,9 @@ impl Route {
                 } else if push.tries.reauthorized || self.upstream.key.is_none() {
                     self.misconfigured(&push, &reason, &details, now);
                 } else {
+                    if let Some(skew) = self.skew(&details) {
+                        push.app.alarm(&reason, now, &skew);
+                    }
                     self.park(push, issued_at, now);
                 }
                 Fate::Wedged
@@ -167,15 +170,17 @@ impl Route {
         self.lane.ledger.dead(rejected);
     }
 
+    /// In words how wrong this machine's clock is by that of APNs.
+    fn skew(&self, details: &Details) -> Option<String> {
+        skew(self.lane.upstreams.clock().now(), details.date?)
+    }
+
     /// APNs refuses what the operator configured.
     fn misconfigured(&self, push: &Push, reason: &ErrorReason, details: &Details, now: Instant) {
         push.app.breaker.open(now);
         push.claim
             .settle(PushOutcome::Rejected(Rejection::Unavailable));
-        let skew = details
-            .date
-            .and_then(|date| skew(self.lane.upstreams.clock().now(), date));
-        match skew {
+        match self.skew(details) {
             Some(skew) => push.app.alarm(reason, now, &skew),
             None => push.app.alarm(
                 reason,

@@ -287,6 +287,37 @@ async fn a_refused_configuration_stops_the_app_and_keeps_its_tokens() {
     world.end().await;
 }
 
+/// A newer token may be 20 minutes away, and the device would be deaf until then.
+#[actix::test]
+async fn a_provider_token_that_was_refused_on_a_whim_is_tried_again() {
+    let peer = Peer::start().await;
+    let config = Config {
+        backoff_max_seconds: 1,
+        ..config()
+    };
+    let mut world = World::without_signer(&config, &peer);
+    let subscription = world.subscriptions.take().await;
+    world.deliver(1);
+    hand_out(&subscription, "only", 1_000);
+    let mut first = peer.accept_h2().await;
+    answer(
+        next(&mut first).await,
+        403,
+        &[r#"{"reason":"ExpiredProviderToken"}"#],
+    );
+    world::keep_open(first);
+    world.refused.take().await;
+    let mut second = peer.accept_h2().await;
+    let asked = next(&mut second).await;
+    assert_eq!(header(&asked, "authorization"), "bearer only");
+    answer(asked, 200, &[]);
+    assert_eq!(
+        world.outcome_while(&mut second).await,
+        PushOutcome::Accepted
+    );
+    world.end().await;
+}
+
 #[actix::test]
 async fn an_expired_provider_token_is_replaced_and_the_push_goes_again_once() {
     let peer = Peer::start().await;
