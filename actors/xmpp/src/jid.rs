@@ -38,10 +38,7 @@ impl Jid {
         let (localpart, server, resource) = split(text);
         Ok(Self {
             localpart: match localpart {
-                Some(part) => {
-                    let part = NodePart::new(part).map_err(|_| JidError)?;
-                    Some(part.as_str().into())
-                }
+                Some(part) => Some(prepare_localpart(part)?),
                 None => None,
             },
             domain: prepare_domain(server)?,
@@ -78,6 +75,17 @@ pub fn prepare_account(text: &str) -> Option<BareJid> {
 #[must_use]
 pub fn prepare_service(text: &str) -> Option<Domain> {
     prepare_domain(text).ok()
+}
+
+/// Prepares a localpart. Characters that are younger than the tables of stringprep, such as U+213B, are not
+/// folded before they are decomposed into capital letters: those are folded in a second pass.
+fn prepare_localpart(text: &str) -> Result<Box<str>, JidError> {
+    let once = NodePart::new(text).map_err(|_| JidError)?;
+    if text.is_ascii() {
+        return Ok(once.as_str().into());
+    }
+    let twice = NodePart::new(once.as_str()).map_err(|_| JidError)?;
+    Ok(twice.as_str().into())
 }
 
 /// Localpart, domain and resource as written: cut at the first `/`, then at the first `@` before it
@@ -210,6 +218,7 @@ mod tests {
             "Ada@Push.test/Phone",
             Some((Some("ada"), "push.test", Some("Phone"))),
         );
+        check("\u{213b}@push.test", Some((Some("fax"), "push.test", None)));
         check("push.test/a@b/c", Some((None, "push.test", Some("a@b/c"))));
         check(
             "STRA\u{df}E@m\u{fc}nchen.example",
