@@ -9,6 +9,7 @@
 //! An erasure that comes during a copy waits for the next one, since what it erases may have been copied;
 //! all that came until a copy begins share it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use messages::{RegistrationKey, RegistryError};
 
 use crate::Error;
-use crate::keys::Keys;
+use crate::keys::{Keys, MasterKey};
 use crate::store::{Record, RegistrationStore};
 
 /// Registrations copied at a time; about 20 ms.
@@ -94,7 +95,13 @@ impl Erasure {
         self.owed.push(answer);
     }
 
-    /// Takes on a copy under new keys, which are prepared on disk.
+    /// Whether new keys are on their way. There is room on disk for one key that is prepared, and until
+    /// it has its name nothing else has it.
+    pub(crate) fn rotates(&self) -> bool {
+        self.rotation.is_some() || self.copy.as_ref().is_some_and(|copy| copy.rekey.is_some())
+    }
+
+    /// Takes on a copy under new keys, which are prepared on disk, unless it [`Self::rotates`].
     pub(crate) fn owe_rotation(&mut self, keys: Arc<Keys>, answer: Owed) {
         self.rotation = Some(keys);
         self.owe(answer);
@@ -144,6 +151,7 @@ impl Erasure {
         &mut self,
         store: &Arc<dyn RegistrationStore>,
         keys: &Arc<Keys>,
+        key_file: &Path,
     ) -> Result<Option<Exchange>, Error> {
         let now = Instant::now();
         let Some(copy) = &mut self.copy else {
@@ -152,7 +160,14 @@ impl Erasure {
             }
             return Ok(None);
         };
-        match copy.page(&**store) {
+        let page = copy.page(&**store).and_then(|last| match &copy.rekey {
+            // The store would have a key that is in no file.
+            Some(Rekey { to, .. }) if last => {
+                MasterKey::check_prepared(key_file, to).map(|()| last)
+            }
+            _ => Ok(last),
+        });
+        match page {
             Ok(false) => Ok(None),
             Ok(true) => self.exchange(now),
             Err(error) => {

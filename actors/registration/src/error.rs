@@ -58,6 +58,12 @@ pub enum Error {
         /// The store that needs another.
         store: PathBuf,
     },
+    /// The key that a rotation has prepared was exchanged or removed by somebody else.
+    #[error("the key file {path} is not the new one of the store any more: rotate again")]
+    KeyFilePrepared {
+        /// Where the key was prepared.
+        path: PathBuf,
+    },
     /// The directory of the store cannot be created or read.
     #[error(
         "the store directory {path} cannot be used: {source}; check its disk, owner and permissions"

@@ -126,8 +126,20 @@ impl MasterKey {
         Self::load(&unfinished(path)).ok().flatten()
     }
 
-    /// Turns the prepared key into the key file.
-    pub(crate) fn publish(path: &Path) -> Result<(), Error> {
+    /// Fails unless the prepared key is the one of these keys: a store must not be left with none.
+    pub(crate) fn check_prepared(path: &Path, keys: &Keys) -> Result<(), Error> {
+        let prepared = Self::prepared(path).map(|key| Keys::derive(&key));
+        match prepared.is_some_and(|prepared| prepared.check() == keys.check()) {
+            true => Ok(()),
+            false => Err(Error::KeyFilePrepared {
+                path: unfinished(path),
+            }),
+        }
+    }
+
+    /// Turns the prepared key into the key file, if it is the one of these keys.
+    pub(crate) fn publish(path: &Path, keys: &Keys) -> Result<(), Error> {
+        Self::check_prepared(path, keys)?;
         put_in_place(path).map_err(|source| Error::KeyFile {
             path: path.into(),
             source,
@@ -317,7 +329,7 @@ mod tests {
         for rotation in 1..=FORMER_MAX + 2 {
             let rotated = master.rotated().unwrap();
             rotated.prepare(&path).unwrap();
-            MasterKey::publish(&path).unwrap();
+            MasterKey::publish(&path, &Keys::derive(&rotated)).unwrap();
             master = MasterKey::load(&path).unwrap().unwrap();
             let new = Keys::derive(&master);
             mask = keys.mask_for(&new, &[7; 32], &mask);
@@ -377,7 +389,13 @@ mod tests {
         assert!(MasterKey::load(&path).unwrap().is_none());
         let prepared = MasterKey::prepared(&path).unwrap();
         assert_eq!(created.0, prepared.0);
-        MasterKey::publish(&path).unwrap();
+        let other = Keys::derive(&MasterKey::generate().unwrap());
+        assert!(matches!(
+            MasterKey::publish(&path, &other),
+            Err(Error::KeyFilePrepared { .. })
+        ));
+        assert!(MasterKey::load(&path).unwrap().is_none());
+        MasterKey::publish(&path, &Keys::derive(&created)).unwrap();
         let loaded = MasterKey::load(&path).unwrap().unwrap();
         assert_eq!(created.0, loaded.0);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
@@ -392,8 +410,9 @@ mod tests {
     fn an_exposed_or_cut_key_file_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registration.key");
-        MasterKey::generate().unwrap().prepare(&path).unwrap();
-        MasterKey::publish(&path).unwrap();
+        let key = MasterKey::generate().unwrap();
+        key.prepare(&path).unwrap();
+        MasterKey::publish(&path, &Keys::derive(&key)).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(
             MasterKey::load(&path),

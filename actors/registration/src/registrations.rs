@@ -64,7 +64,7 @@ impl Registrations {
         };
         if publish {
             // Last, because from now on a store that is missing is a loss.
-            MasterKey::publish(&config.key_file)?;
+            MasterKey::publish(&config.key_file, &keys)?;
         } else {
             MasterKey::forget_prepared(&config.key_file)?;
         }

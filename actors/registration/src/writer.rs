@@ -167,13 +167,13 @@ impl Writer {
     /// # Errors
     /// [`Broken`], after which the writer must not be used again.
     pub(crate) fn step(&mut self) -> Result<(), Broken> {
-        match self.erasure.step(&self.store, &self.keys) {
+        match self.erasure.step(&self.store, &self.keys, &self.key_file) {
             Ok(None) => {}
             Ok(Some(Exchange { store, keys, owed })) => {
                 count(&self.counters.rewrites, 1);
                 if let Some(keys) = keys {
                     // Cut short before this, the next start does it.
-                    if let Err(error) = MasterKey::publish(&self.key_file) {
+                    if let Err(error) = MasterKey::publish(&self.key_file, &keys) {
                         self.failed(&error);
                         self.broken = true;
                         return self.intact();
@@ -586,7 +586,11 @@ impl Writer {
     }
 
     /// Makes a new master key, and answers once all registrations are under it and the old store is gone.
+    /// One at a time, since the key that is prepared must not be written over.
     fn rotate(&mut self, reply: Reply<()>) -> Option<Answer> {
+        if self.erasure.rotates() {
+            return Some(answer(reply, Err(RegistryError::Busy)));
+        }
         let prepared = MasterKey::load(&self.key_file).and_then(|key| {
             let key = key.ok_or_else(|| Error::KeyFileMissing {
                 path: self.key_file.clone(),
@@ -670,4 +674,117 @@ fn answer<T: Send + 'static>(reply: Reply<T>, result: Result<T, RegistryError>) 
         // Whoever asked may have gone; what was done stays done.
         let _ = reply.send(durable.and(result));
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use messages::Dialect;
+
+    use super::*;
+    use crate::Registrations;
+
+    fn config_in(directory: &Path) -> Config {
+        Config {
+            path: directory.join("store"),
+            key_file: directory.join("registration.key"),
+            cache_bytes: 1 << 20,
+            ..Config::default()
+        }
+    }
+
+    fn open(config: &Config) -> Registrations {
+        Registrations::open(config, Clock::system()).unwrap()
+    }
+
+    fn secret(writer: &mut Writer) -> String {
+        let (reply, registered) = oneshot::channel();
+        let register = Register {
+            account: BareJid::new("ada", Domain::new("chat.example")),
+            service: Domain::new("push.example"),
+            app: AppId::new("app"),
+            node: NodeId::new("node").unwrap(),
+            device_token: DeviceToken::parse(&"a".repeat(64)).unwrap(),
+            dialect: Dialect::V1,
+        };
+        writer.commit([Job::Register(register, reply)]).unwrap();
+        let registered = registered.blocking_recv().unwrap().unwrap();
+        registered.secret.as_str().to_owned()
+    }
+
+    type Rotated = oneshot::Receiver<Result<(), RegistryError>>;
+
+    fn rotation() -> (Job, Rotated) {
+        let (reply, rotated) = oneshot::channel();
+        (Job::Rotate(reply), rotated)
+    }
+
+    /// Goes on until nothing is owed; at most one copy, since there is a rest after each.
+    fn work(writer: &mut Writer) {
+        while writer.patience() == Patience::None {
+            writer.step().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_rotation_during_another_is_refused_and_harms_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config_in(directory.path());
+        let unfinished = config.key_file.with_extension("unfinished");
+        let registrations = open(&config);
+        let mut writer = lock(&registrations.0.writer);
+        let before = secret(&mut writer);
+        let (first, rotated) = rotation();
+        let (second, mut refused) = rotation();
+        // Owed, and not begun.
+        writer.commit([first, second]).unwrap();
+        assert_eq!(refused.try_recv(), Ok(Err(RegistryError::Busy)));
+        let prepared = fs::read(&unfinished).unwrap();
+        // Begun, and not exchanged.
+        writer.step().unwrap();
+        let (third, mut refused) = rotation();
+        writer.commit([third]).unwrap();
+        assert_eq!(refused.try_recv(), Ok(Err(RegistryError::Busy)));
+        assert_eq!(fs::read(&unfinished).unwrap(), prepared);
+        work(&mut writer);
+        assert_eq!(rotated.blocking_recv().unwrap(), Ok(()));
+        assert_eq!(fs::read(&config.key_file).unwrap(), prepared);
+        assert_eq!(secret(&mut writer), before);
+        // Over, so that there may be another.
+        let (fourth, _rotated) = rotation();
+        writer.commit([fourth]).unwrap();
+        assert!(fs::read(&unfinished).unwrap() != prepared);
+        drop(writer);
+        drop(registrations);
+
+        let registrations = open(&config);
+        assert_eq!(secret(&mut lock(&registrations.0.writer)), before);
+    }
+
+    #[test]
+    fn no_store_is_exchanged_for_one_whose_key_is_in_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config_in(directory.path());
+        let registrations = open(&config);
+        let mut writer = lock(&registrations.0.writer);
+        let before = secret(&mut writer);
+        let key = fs::read(&config.key_file).unwrap();
+        let (job, rotated) = rotation();
+        writer.commit([job]).unwrap();
+        MasterKey::generate()
+            .unwrap()
+            .prepare(&config.key_file)
+            .unwrap();
+        work(&mut writer);
+        assert_eq!(rotated.blocking_recv().unwrap(), Err(RegistryError::Store));
+        assert_eq!(fs::read(&config.key_file).unwrap(), key);
+        assert_eq!(secret(&mut writer), before);
+        drop(writer);
+        drop(registrations);
+
+        let registrations = open(&config);
+        assert_eq!(secret(&mut lock(&registrations.0.writer)), before);
+    }
 }

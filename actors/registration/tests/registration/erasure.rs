@@ -302,6 +302,23 @@ async fn nobody_notices_new_keys() {
 }
 
 #[actix::test]
+async fn rotations_at_once_are_done_or_refused() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    let rotate = || registry.rotate.send(messages::RotateKeys);
+    let (first, second, third) = tokio::join!(rotate(), rotate(), rotate());
+    first.unwrap().unwrap();
+    for later in [second, third] {
+        assert!(matches!(later.unwrap(), Ok(()) | Err(RegistryError::Busy)));
+    }
+    assert_eq!(secret(&registry, ADA, NODE, "a").await, ada);
+    Fixture::stop(registrations, registry).await;
+    let (_registrations, registry) = fixture.start();
+    assert_eq!(secret(&registry, ADA, NODE, "a").await, ada);
+}
+
+#[actix::test]
 async fn a_rotation_that_was_cut_short_after_the_exchange_is_finished() {
     let fixture = Fixture::new();
     let (registrations, registry) = fixture.start();
