@@ -60,10 +60,13 @@ impl Desk {
             journal: Some(journal.record.clone()),
         };
         let registry = registration::registry::start(&registrations, edges).unwrap();
+        let report_file = directory.join("retention.json");
+        // Of an earlier process, whose clock went right.
+        fs::write(&report_file, format!(r#"{{"seen_at": {NOW}}}"#)).unwrap();
         let config = retention::Config {
             // Falls due in each step, once.
             interval_seconds: u32::try_from(STEP - 60).unwrap(),
-            report_file: directory.join("retention.json"),
+            report_file,
             ..retention::Config::default()
         };
         let edges = retention::Edges {

@@ -6,7 +6,8 @@
 //! A tick starts a run through all registrations, one page per request, with a pause after each page so
 //! that the registry stays free for others. A run that fails is taken up by the next tick where it
 //! stopped, also after a restart. Nothing is swept while the clock is implausible: a wrong clock must not delete
-//! anybody. What the runs did is kept in a file.
+//! anybody. What the runs did is kept in a file, with the last time seen, so that a clock that is wrong at a start is
+//! noticed as well.
 
 mod plausible;
 mod report;
@@ -26,7 +27,7 @@ use messages::{
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::plausible::LastSeen;
+use crate::plausible::{Implausible, LastSeen};
 use crate::report::Report;
 
 /// How long the registry may take for one page.
@@ -98,16 +99,16 @@ pub struct Handles {
 /// Starts retention on the current arbiter.
 #[must_use]
 pub fn start(config: &Config, clock: Clock, edges: Edges) -> Handles {
+    let report = Report::open(&config.report_file);
     let retention = Retention {
         config: config.clone(),
         clock,
         edges,
-        last_seen: LastSeen::default(),
-        outdated_seen: LastSeen::default(),
+        last_seen: LastSeen::after(report.seen_at(), tokio::time::Instant::now()),
         run: None,
         round: None,
         in_flight: 0,
-        report: Report::open(&config.report_file),
+        report,
         draining: None,
         counters: Counters::default(),
     };
@@ -127,8 +128,6 @@ struct Retention {
     clock: Clock,
     edges: Edges,
     last_seen: LastSeen,
-    /// The clock as the rounds through the keepers see it.
-    outdated_seen: LastSeen,
     /// The run through the registrations at work.
     run: Option<Run>,
     /// The round through the keepers at work.
@@ -194,6 +193,15 @@ struct NextPage;
 struct GiveUp;
 
 impl Retention {
+    /// The time, if it is plausible.
+    fn plausible_now(&mut self, ctx: &mut Context<Self>) -> Result<UnixSeconds, Implausible> {
+        let now = self.clock.now();
+        self.last_seen.judge(now, tokio::time::Instant::now())?;
+        self.report.see(now);
+        self.write_report(ctx);
+        Ok(now)
+    }
+
     fn sweep_page(&mut self, ctx: &mut Context<Self>) {
         let Some(run) = self.run else { return };
         if self.draining.is_some() {
@@ -387,12 +395,14 @@ impl Handler<Tick> for Retention {
         if self.draining.is_some() || self.config.registrations_idle_days == 0 {
             return;
         }
-        let now = self.clock.now();
-        if let Err(implausible) = self.last_seen.judge(now, tokio::time::Instant::now()) {
-            tracing::warn!("nothing is swept this time: {implausible}");
-            self.counters.skipped += 1;
-            return;
-        }
+        let now = match self.plausible_now(ctx) {
+            Ok(now) => now,
+            Err(implausible) => {
+                tracing::warn!("no registration is swept this time: {implausible}");
+                self.counters.skipped += 1;
+                return;
+            }
+        };
         if self.run.is_none() {
             let kept = u64::from(self.config.registrations_idle_days) * DAY_SECONDS;
             self.run = Some(Run {
@@ -414,13 +424,14 @@ impl Handler<Glance> for Retention {
         if self.draining.is_some() {
             return;
         }
-        let now = self.clock.now();
-        let seen = &mut self.outdated_seen;
-        if let Err(implausible) = seen.judge(now, tokio::time::Instant::now()) {
-            tracing::warn!("nothing that is outdated is removed this time: {implausible}");
-            self.counters.outdated_skipped += 1;
-            return;
-        }
+        let now = match self.plausible_now(ctx) {
+            Ok(now) => now,
+            Err(implausible) => {
+                tracing::warn!("nothing that is outdated is removed this time: {implausible}");
+                self.counters.outdated_skipped += 1;
+                return;
+            }
+        };
         if self.round.is_none() {
             self.round = Some(Round {
                 now,

@@ -18,6 +18,8 @@ struct Stored {
     runs: Vec<StoredRun>,
     /// Where the sweep of registrations stopped, in hex.
     cursor: Option<String>,
+    /// The last time of the clock that was believed, in Unix seconds.
+    seen_at: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +43,7 @@ pub(crate) struct Report {
 
 impl Report {
     /// Reads the file. One that is missing or cannot be understood is begun anew: nothing depends on it but
-    /// what is told, and where a sweep goes on.
+    /// what is told, where a sweep goes on, and how soon the clock is believed.
     pub(crate) fn open(file: &Path) -> Self {
         let stored = match fs::read(file) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
@@ -73,6 +75,17 @@ impl Report {
         let hex = |SweepCursor(RegistrationKey(key))| format!("{:032x}", u128::from_be_bytes(key));
         self.stored.cursor = cursor.map(hex);
         self.changed = true;
+    }
+
+    /// The last time of the clock that was believed.
+    pub(crate) fn seen_at(&self) -> Option<UnixSeconds> {
+        self.stored.seen_at.map(UnixSeconds)
+    }
+
+    /// Remembers a time of the clock, which has to be plausible.
+    pub(crate) fn see(&mut self, now: UnixSeconds) {
+        self.changed |= self.stored.seen_at != Some(now.0);
+        self.stored.seen_at = Some(now.0);
     }
 
     /// Adds a run.
@@ -207,6 +220,7 @@ mod tests {
         assert_eq!(report.read().runs, kept);
         let cursor = Some(SweepCursor(RegistrationKey([3; 16])));
         report.set_cursor(cursor);
+        report.see(UnixSeconds(9));
         let write = report.pending_write().unwrap();
         assert!(report.pending_write().is_none(), "one at a time");
         report.written(write());
@@ -216,6 +230,7 @@ mod tests {
         let mut report = Report::open(&file);
         assert_eq!(report.read().runs, kept);
         assert_eq!(report.cursor(), cursor);
+        assert_eq!(report.seen_at(), Some(UnixSeconds(9)));
         for at in 0..2 * RUNS_MAX as u64 {
             report.add(run("a", at, 1, None));
         }

@@ -139,8 +139,12 @@ fn run(what: &str, removed: u64, failure: Option<&str>) -> (String, u64, Option<
     (what.to_owned(), removed, failure.map(str::to_owned))
 }
 
+/// With the time that an earlier process saw last.
 fn directory() -> TempDir {
-    tempfile::tempdir().unwrap()
+    let directory = tempfile::tempdir().unwrap();
+    let report = format!(r#"{{"seen_at": {NOW}}}"#);
+    std::fs::write(directory.path().join("retention.json"), report).unwrap();
+    directory
 }
 
 #[actix::test]
@@ -188,9 +192,43 @@ async fn a_wrong_clock_removes_nothing_that_others_keep() {
     sleep(Duration::from_secs(301)).await;
     assert!(desk.segments.asked.try_recv().is_err());
     assert_eq!(desk.counter("retention_outdated_skipped_total").await, 1);
-    // A clock that goes on evenly is believed.
+    // A clock that goes on evenly for an hour is believed.
     desk.at(NOW + 40 * 24 * 3_600 + 300);
     desk.segments.answers(swept(0, false)).await;
+    assert_eq!(desk.counter("retention_outdated_skipped_total").await, 12);
+}
+
+#[actix::test]
+async fn a_clock_that_is_wrong_at_a_start_removes_nothing_for_an_hour() {
+    const DAY: u64 = 24 * 3_600;
+    tokio::time::pause();
+    let directory = directory();
+    let file = directory.path().join("retention.json");
+    let seen_at = || {
+        let report: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        report["seen_at"].as_u64().unwrap()
+    };
+    // Far ahead, or behind; what was not believed is not remembered.
+    for wrong in [NOW + 200 * DAY, NOW - 2 * DAY] {
+        let mut desk = Desk::start(directory.path(), 180);
+        desk.at(wrong);
+        sleep(Duration::from_secs(3_600)).await;
+        assert!(desk.segments.asked.try_recv().is_err());
+        assert!(desk.registry.try_recv().is_err());
+        assert_eq!(desk.counter("retention_outdated_skipped_total").await, 12);
+        assert_eq!(desk.counter("retention_runs_skipped_total").await, 1);
+        desk.drain().await;
+        assert_eq!(seen_at(), NOW);
+    }
+    // Nor is it where nothing is known of an earlier time.
+    std::fs::remove_file(&file).unwrap();
+    let mut desk = Desk::start(directory.path(), 180);
+    let start = tokio::time::Instant::now();
+    let (_, _unanswered) = desk.registry.recv().await.unwrap();
+    assert_eq!(start.elapsed().as_secs(), 60 + 3_600);
+    desk.segments.answers(swept(0, false)).await;
+    drop(desk);
 }
 
 #[actix::test]

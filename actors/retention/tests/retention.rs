@@ -50,8 +50,11 @@ impl Fixture {
     fn start(config: &Config) -> Self {
         tokio::time::pause();
         let directory = tempfile::tempdir().unwrap();
+        let report_file = directory.path().join("retention.json");
+        // Of an earlier process.
+        std::fs::write(&report_file, format!(r#"{{"seen_at": {}}}"#, NOW.0)).unwrap();
         let config = &Config {
-            report_file: directory.path().join("retention.json"),
+            report_file,
             ..config.clone()
         };
         let (sender, requests) = mpsc::channel(1024);
