@@ -159,7 +159,9 @@ impl Route {
     /// The device token is dead. Whether its registration is, the store knows: it answers the iq.
     fn bury(&self, push: Push, reason: ErrorReason, since: Option<UnixMillis>) {
         let now = self.lane.upstreams.clock().now_millis();
-        let invalid_since = since.unwrap_or_else(|| now.minus_millis(GRACE_MILLIS));
+        // Nobody can know of a death to come: with clocks that differ, whoever has just registered stays.
+        let invalid_since =
+            since.map_or_else(|| now.minus_millis(GRACE_MILLIS), |since| since.min(now));
         let rejected = RejectedToken {
             app: push.app.id.clone(),
             device_token: push.device_token,

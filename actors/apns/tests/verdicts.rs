@@ -139,9 +139,19 @@ async fn a_410_is_dated_and_answered_by_what_the_store_says() {
         assert_eq!(told[0].invalid_since, UnixMillis(dead_since));
         assert_eq!(std::mem::take(&mut world.looked_up), told);
     }
+    // Dated by a clock that is ahead: now.
+    let connection = connection.as_mut().unwrap();
+    world.deliver(1);
+    let late = format!(
+        r#"{{"reason":"Unregistered","timestamp":{}}}"#,
+        NOW.0 + 86_400_000
+    );
+    answer(next(connection).await, 410, &[&late]);
+    assert_eq!(world.outcome_while(connection).await, UNREGISTERED);
+    let told = world.rejected.take().await.items;
+    assert_eq!(told[0].invalid_since, UnixMillis(NOW.0));
     // Undated: an hour of grace.
     world.deliver(1);
-    let connection = connection.as_mut().unwrap();
     answer(
         next(connection).await,
         410,
