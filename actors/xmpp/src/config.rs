@@ -44,8 +44,8 @@ pub struct Config {
     pub streams_max: usize,
     /// Most streams accepted at a time from one address; of IPv6, from one /64.
     pub streams_per_address_max: usize,
-    /// Connections accepted per second; ten seconds' worth at once after a quiet time. Further ones wait
-    /// in the backlog.
+    /// Connections accepted per second; ten seconds' worth at one a millisecond after a quiet time. Further
+    /// ones wait in the backlog.
     pub connections_per_second_max: u32,
     /// Connections accepted per second from one address, of IPv6 from one /64; ten seconds' worth at once
     /// after a quiet time. Further ones are closed.

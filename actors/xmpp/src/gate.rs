@@ -36,6 +36,8 @@ const KEEPALIVE_RETRIES: u32 = 3;
 const REVIVAL: Duration = Duration::from_secs(5);
 /// What an idle stream weighs against open tickets when a lane is chosen.
 const STREAM_WEIGHT: usize = 16;
+/// The fewest sessions among which those that ended are looked for.
+const SWEEP_MIN: usize = 64;
 
 /// What a gate's sessions send.
 pub struct Edges {
@@ -164,6 +166,7 @@ pub fn start(ingress: &Ingress, edges: Edges) -> Handles {
     let gate = Gate {
         lane: Rc::new(Lane::new(ingress, edges, load.clone())),
         sessions: Vec::new(),
+        sweep_at: SWEEP_MIN,
         components: Vec::new(),
     };
     let offer = gate.lane.edges.privacy.as_ref();
@@ -208,8 +211,10 @@ impl Lane {
 
 struct Gate {
     lane: Rc<Lane>,
-    /// Sessions that ended are removed when the next one comes.
     sessions: Vec<Addr<Session>>,
+    /// At so many sessions those that ended are removed: they have doubled since the last time, so that a
+    /// crowd that comes at once costs no more by the stream than one does.
+    sweep_at: usize,
     /// Sessions that must not end before the drain.
     components: Vec<(Component, Addr<Session>)>,
 }
@@ -244,7 +249,10 @@ impl Handler<AdoptStream> for Gate {
         } = adopt;
         match prepare(socket) {
             Ok(socket) => {
-                self.sessions.retain(Addr::connected);
+                if self.sessions.len() >= self.sweep_at {
+                    self.sessions.retain(Addr::connected);
+                    self.sweep_at = SWEEP_MIN.max(2 * self.sessions.len());
+                }
                 let lane = Rc::clone(&self.lane);
                 let session = Session::start(lane, Box::new(socket), address, kind, place);
                 self.sessions.push(session);

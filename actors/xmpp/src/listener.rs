@@ -28,6 +28,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// The quiet time after which connections may come faster for a while.
 const BURST: Duration = Duration::from_secs(10);
+/// The pause after a connection, so that the lanes serve who is there while a crowd comes in.
+const BREATH: Duration = Duration::from_millis(1);
 
 /// What a listener accepts.
 #[derive(Clone)]
@@ -288,7 +290,7 @@ impl Acceptor {
         };
         self.accepted.add(1);
         match self.least_busy() {
-            Some(lane) if lane.adopt.try_send(adopt).is_ok() => {}
+            Some(lane) if lane.adopt.try_send(adopt).is_ok() => sleep(BREATH).await,
             _ => self.refused.add(1),
         }
     }
