@@ -11,7 +11,6 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use memchr::memmem;
 use quick_xml::Reader;
 use quick_xml::events::Event as Raw;
 
@@ -127,7 +126,7 @@ impl<'a, 'n> Events<'a, 'n> {
                 Raw::End(_) => return self.end(),
                 Raw::Text(text) => {
                     let text = text.into_inner();
-                    if memmem::find(text.as_bytes(), b"]]>").is_some() {
+                    if ends_cdata(text.as_bytes()) {
                         return Err(XmlError::NotWellFormed);
                     }
                     if self.depth > 0 {
@@ -437,7 +436,7 @@ pub(super) fn scan_attributes(raw: &str) -> impl Iterator<Item = Result<Attribut
     let mut rest = Some(raw);
     std::iter::from_fn(move || {
         let raw = rest.take()?;
-        let trimmed = raw.trim_start_matches(WHITESPACE);
+        let trimmed = trim_start(raw);
         if trimmed.is_empty() {
             return None;
         }
@@ -452,12 +451,12 @@ pub(super) fn scan_attributes(raw: &str) -> impl Iterator<Item = Result<Attribut
 }
 
 fn scan_attribute(raw: &str) -> Result<(Attribute<'_>, &str), XmlError> {
-    let (name, rest) = raw.split_once('=').ok_or(XmlError::NotWellFormed)?;
+    let (name, rest) = split_at_byte(raw, b'=').ok_or(XmlError::NotWellFormed)?;
     let (prefix, name) = split_name(name.trim_end_matches(WHITESPACE))?;
-    let rest = rest.trim_start_matches(WHITESPACE);
+    let rest = trim_start(rest);
     let (value, rest) = match rest.strip_prefix('\'') {
-        Some(rest) => rest.split_once('\''),
-        None => rest.strip_prefix('"').and_then(|rest| rest.split_once('"')),
+        Some(rest) => split_at_byte(rest, b'\''),
+        None => (rest.strip_prefix('"')).and_then(|rest| split_at_byte(rest, b'"')),
     }
     .ok_or(XmlError::NotWellFormed)?;
     let attribute = Attribute {
@@ -466,6 +465,19 @@ fn scan_attribute(raw: &str) -> Result<(Attribute<'_>, &str), XmlError> {
         value: unescape_value(value)?,
     };
     Ok((attribute, rest))
+}
+
+/// What stands before the first `byte`, which is ASCII, and what stands behind it. Names and values are so
+/// short that looking at each byte costs less than setting out to search.
+fn split_at_byte(text: &str, byte: u8) -> Option<(&str, &str)> {
+    let at = text.bytes().position(|other| other == byte)?;
+    Some((text.get(..at)?, text.get(at + 1..)?))
+}
+
+/// The text behind leading white space.
+fn trim_start(text: &str) -> &str {
+    let blank = text.bytes().take_while(|byte| is_whitespace(*byte)).count();
+    text.get(blank..).unwrap_or_default()
 }
 
 /// Unescapes and normalises an attribute value (XML 1.0 §3.3.3).
@@ -526,7 +538,7 @@ fn resolve_reference(reference: &str) -> Result<Cow<'static, str>, XmlError> {
 
 /// Splits a qualified name into prefix and local name.
 fn split_name(name: &str) -> Result<(Option<&str>, &str), XmlError> {
-    let (prefix, local) = match name.split_once(':') {
+    let (prefix, local) = match split_at_byte(name, b':') {
         Some((prefix, local)) if is_name(prefix) => (Some(prefix), local),
         Some(_) => return Err(XmlError::NotWellFormed),
         None => (None, name),
@@ -565,6 +577,12 @@ fn has_forbidden_characters(bytes: &[u8]) -> bool {
     };
     let beyond = |at| matches!(bytes.get(at..at + 3), Some([_, 0xbf, 0xbe | 0xbf]));
     bytes.chunks(256).any(control) || memchr::memchr_iter(0xef, bytes).any(beyond)
+}
+
+/// Whether text has in it what only a CDATA section may end with.
+fn ends_cdata(text: &[u8]) -> bool {
+    let closed = |at: usize| text.get(..at).is_some_and(|before| before.ends_with(b"]]"));
+    memchr::memchr_iter(b'>', text).any(closed)
 }
 
 /// Line ends as XML reports them (XML 1.0 §2.11).
