@@ -24,9 +24,9 @@ use actix::{Actor, Handler};
 use actix_rt::Arbiter;
 use apns::{AppConfig, Config, Names, Upstreams, pool, provider_tokens};
 use messages::{
-    AppId, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Drain, NotificationHint,
-    Origin, OutcomeBatch, Probe, PushOutcome, RegistrationKey, RejectedTokens, Rejection, Ticket,
-    TouchBatch, UnixMillis,
+    AppId, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Domain, Drain,
+    NotificationHint, Origin, OutcomeBatch, Probe, PushOutcome, RegistrationKey, RejectedTokens,
+    Rejection, Ticket, TouchBatch, UnixMillis,
 };
 use simulators::apple::{self, Faults, KnownCertificate, KnownKey, Reason, Verdict};
 use simulators::{Authority, Identity, Kind, SigningKey};
@@ -207,6 +207,11 @@ impl Rig {
 
     /// Delivers pushes to devices of their own.
     fn deliver(&self, app: &str, devices: std::ops::Range<u32>) {
+        self.deliver_for("chat.test", app, devices);
+    }
+
+    /// The same, as a server wants it.
+    fn deliver_for(&self, domain: &str, app: &str, devices: std::ops::Range<u32>) {
         let items = devices
             .map(|number| Deliver {
                 ticket: Ticket {
@@ -216,6 +221,7 @@ impl Rig {
                 registration: RegistrationKey(u128::from(number).to_be_bytes()),
                 app: AppId::new(app),
                 device_token: device(number),
+                domain: Domain::new(domain),
                 hint: NotificationHint {
                     message_count: None,
                     has_body: true,
@@ -743,6 +749,33 @@ async fn a_wrong_environment_costs_no_registration() {
     let default = Config::default();
     let in_flight = default.connections_per_pool_max * default.streams_per_connection_max;
     check_wrong_environment(default, 20 + in_flight as u64).await;
+}
+
+/// A stranger registers what he likes and publishes to all of it: neither before the first success nor beside
+/// others does that keep anybody's push from its device, and APNs is hardly asked about it.
+#[actix_rt::test]
+async fn made_up_device_tokens_silence_nobody() {
+    const MADE_UP: u32 = 45;
+    const HONEST: u32 = 200;
+    const ROUNDS: u32 = 20;
+    let mut rig = Rig::start(Setting::default()).await;
+    let control = rig.apple.control.clone();
+    for number in 0..MADE_UP {
+        control.set_verdict(&device(number), Verdict::refuse(Reason::BadDeviceToken));
+    }
+    for round in 0..ROUNDS {
+        // A certificate for all names below one is cheap.
+        rig.deliver_for(&format!("{round}.evil.test"), "demo", 0..MADE_UP);
+        rig.deliver_for("chat.good.test", "demo", 1_000..1_000 + HONEST);
+        for (device, outcome) in rig.outcomes(MADE_UP + HONEST).await {
+            let accepted = outcome == PushOutcome::Accepted;
+            assert_eq!(accepted, device >= MADE_UP, "{device}: {outcome:?}");
+        }
+    }
+    let asked = control.counters().requests - u64::from(ROUNDS * HONEST);
+    println!("{MADE_UP} made-up device tokens, {asked} requests for them in {ROUNDS} rounds");
+    assert!(asked <= u64::from(3 * MADE_UP), "{asked} requests");
+    rig.finish().await;
 }
 
 #[actix_rt::test]

@@ -1,61 +1,181 @@
 //! Stops an app whose configuration APNs refuses from hammering at it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use messages::Domain;
 use tokio::time::Instant;
+
+/// So many refusals without a success between stop the app: a single one may be a whim.
+const REFUSALS_MAX: u32 = 3;
+
+/// The first pause; each try that follows makes the next one twice as long.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+
+/// Until so many tries have failed pushes wait for the next one. Then they are answered: whoever publishes
+/// shall learn what is wrong, and not that it will be sent.
+const PATIENCE: u32 = 3;
 
 /// Closed: everything passes. Open: nothing does for a while, then one push at a time may try. Shared by
 /// all lanes.
 pub(crate) struct Breaker {
-    start: Instant,
+    pause_max: Duration,
+    /// Whether there is more in the state than nothing.
+    touched: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    refusals: u32,
+    open: Option<Open>,
+}
+
+struct Open {
+    cause: Cause,
+    retry_at: Instant,
     pause: Duration,
-    /// Milliseconds after `start` when the next try is due; 0 when closed.
-    retry_at: AtomicU64,
+    tries: u32,
+    /// Whose push tried last.
+    last: Option<Family>,
+}
+
+/// Why an app is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// APNs refuses key, certificate or topic: no push can pass.
+    Refused,
+    /// No device token is good: most of them may be made up.
+    Doubted,
+}
+
+/// The servers of one owner, as far as names tell: those that share the last two labels. A certificate for
+/// all names below one is cheap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Family(u64);
+
+impl From<&Domain> for Family {
+    fn from(domain: &Domain) -> Self {
+        let mut hasher = DefaultHasher::new();
+        for label in domain.as_str().rsplit('.').take(2) {
+            label.hash(&mut hasher);
+        }
+        Self(hasher.finish())
+    }
+}
+
+/// What becomes of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It is sent.
+    Go,
+    /// It is asked about again then.
+    Wait(Instant),
+    /// It is not sent.
+    Refuse,
 }
 
 impl Breaker {
-    /// A closed breaker that, once open, lets a push try each `pause`.
-    pub(crate) const fn new(pause: Duration, now: Instant) -> Self {
+    /// A closed breaker whose pauses grow up to `pause_max`.
+    pub(crate) fn new(pause_max: Duration) -> Self {
         Self {
-            start: now,
-            pause,
-            retry_at: AtomicU64::new(0),
+            pause_max,
+            touched: AtomicBool::new(false),
+            state: Mutex::default(),
         }
     }
 
-    /// Whether a push may be sent now.
-    pub(crate) fn admits(&self, now: Instant) -> bool {
-        let retry_at = self.retry_at.load(Ordering::Relaxed);
-        retry_at == 0
-            || (self.millis(now) >= retry_at
-                && self
-                    .retry_at
-                    .compare_exchange(
-                        retry_at,
-                        self.millis(now + self.pause),
-                        Ordering::Relaxed,
-                        Ordering::Relaxed,
-                    )
-                    .is_ok())
+    /// Whether a push from a server may be sent now. `proven` says whether APNs has taken its device token
+    /// before.
+    pub(crate) fn admits(
+        &self,
+        domain: &Domain,
+        proven: impl FnOnce() -> bool,
+        now: Instant,
+    ) -> Admission {
+        if !self.touched.load(Ordering::Relaxed) {
+            return Admission::Go;
+        }
+        let mut state = self.state();
+        let Some(open) = &mut state.open else {
+            return Admission::Go;
+        };
+        let family = Family::from(domain);
+        let mut due = open.retry_at;
+        let mut waits = open.tries < PATIENCE;
+        if open.cause == Cause::Doubted {
+            if proven() {
+                return Admission::Go;
+            }
+            // Whoever fills the queue with made-up tokens does not get each try.
+            if open.last == Some(family) {
+                due += open.pause;
+            } else {
+                waits = true;
+            }
+        }
+        if now >= due {
+            open.retry_at = now + open.pause;
+            open.pause = (open.pause * 2).min(self.pause_max);
+            open.tries = open.tries.saturating_add(1);
+            open.last = Some(family);
+            return Admission::Go;
+        }
+        match waits {
+            // Not all of them at the same time.
+            true => Admission::Wait(due + open.pause.mul_f64(fastrand::f64())),
+            false => Admission::Refuse,
+        }
     }
 
-    /// APNs refused the configuration.
-    pub(crate) fn open(&self, now: Instant) {
-        self.retry_at
-            .store(self.millis(now + self.pause), Ordering::Relaxed);
+    /// APNs refused the configuration. Returns whether the app is stopped.
+    pub(crate) fn refused(&self, now: Instant) -> bool {
+        let mut state = self.state();
+        state.refusals = state.refusals.saturating_add(1);
+        self.touched.store(true, Ordering::Relaxed);
+        if state.refusals >= REFUSALS_MAX {
+            self.open(&mut state, Cause::Refused, now);
+        }
+        state.open.is_some()
+    }
+
+    /// APNs calls every device token bad.
+    pub(crate) fn doubted(&self, now: Instant) {
+        let mut state = self.state();
+        self.touched.store(true, Ordering::Relaxed);
+        self.open(&mut state, Cause::Doubted, now);
     }
 
     /// APNs took a push.
     pub(crate) fn close(&self) {
-        if self.retry_at.load(Ordering::Relaxed) != 0 {
-            self.retry_at.store(0, Ordering::Relaxed);
+        if self.touched.load(Ordering::Relaxed) {
+            *self.state() = State::default();
+            self.touched.store(false, Ordering::Relaxed);
         }
     }
 
-    fn millis(&self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.start).as_millis();
-        u64::try_from(since).unwrap_or(u64::MAX).max(1)
+    /// Answers of pushes that were in flight come when it is open already.
+    fn open(&self, state: &mut State, cause: Cause, now: Instant) {
+        match &mut state.open {
+            Some(open) if cause == Cause::Refused => open.cause = cause,
+            Some(_) => {}
+            None => {
+                let first = PAUSE_MIN.min(self.pause_max);
+                state.open = Some(Open {
+                    cause,
+                    retry_at: now + first,
+                    pause: (first * 2).min(self.pause_max),
+                    tries: 0,
+                    last: None,
+                });
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,18 +183,117 @@ impl Breaker {
 mod tests {
     use super::*;
 
+    struct Fixture {
+        start: Instant,
+        breaker: Breaker,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self {
+                start: Instant::now(),
+                breaker: Breaker::new(Duration::from_secs(30)),
+            }
+        }
+
+        fn at(&self, millis: u64) -> Instant {
+            self.start + Duration::from_millis(millis)
+        }
+
+        fn asks(&self, domain: &str, proven: bool, millis: u64) -> Admission {
+            let domain = Domain::new(domain);
+            self.breaker.admits(&domain, || proven, self.at(millis))
+        }
+
+        #[track_caller]
+        fn waits(&self, domain: &str, millis: u64) {
+            let admission = self.asks(domain, false, millis);
+            assert!(
+                matches!(admission, Admission::Wait(_)),
+                "{domain} at {millis}: {admission:?}"
+            );
+        }
+
+        #[track_caller]
+        fn is(&self, domain: &str, millis: u64, expected: Admission) {
+            assert_eq!(
+                self.asks(domain, false, millis),
+                expected,
+                "{domain} at {millis}"
+            );
+        }
+    }
+
+    use Admission::{Go, Refuse, Wait};
+
     #[test]
-    fn an_open_breaker_lets_one_push_try_per_pause() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let breaker = Breaker::new(Duration::from_secs(30), start);
-        assert!(breaker.admits(at(0)) && breaker.admits(at(0)));
-        breaker.open(at(1));
-        assert!(!breaker.admits(at(30)));
-        assert!(breaker.admits(at(31)), "one may try");
-        assert!(!breaker.admits(at(31)), "a second one not");
-        assert!(breaker.admits(at(61)), "the first try never told");
-        breaker.close();
-        assert!(breaker.admits(at(61)) && breaker.admits(at(61)));
+    fn one_refusal_is_a_whim_and_three_are_not() {
+        let f = Fixture::new();
+        assert!(!f.breaker.refused(f.at(0)) && !f.breaker.refused(f.at(0)));
+        f.is("a.test", 0, Go);
+        f.breaker.close();
+        assert!(!f.breaker.refused(f.at(0)) && !f.breaker.refused(f.at(0)));
+        assert!(f.breaker.refused(f.at(0)));
+        f.waits("a.test", 499);
+        f.breaker.close();
+        f.is("a.test", 499, Go);
+        f.is("a.test", 499, Go);
+    }
+
+    #[test]
+    fn one_push_tries_per_pause_and_pauses_grow() {
+        let f = Fixture::new();
+        for _ in 0..300 {
+            f.breaker.refused(f.at(0));
+        }
+        // Proven device tokens do not help where the key is refused.
+        assert!(matches!(f.asks("a.test", true, 0), Wait(_)));
+        for (due, pause) in [(500, 1_000), (1_500, 2_000)] {
+            f.waits("a.test", due - 1);
+            f.is("a.test", due, Go);
+            assert!(f.breaker.refused(f.at(due)));
+            let Wait(until) = f.asks("a.test", false, due) else {
+                panic!("it waits");
+            };
+            assert!(until >= f.at(due + pause) && until <= f.at(due + 3 * pause));
+        }
+        // Now it is certain, and whoever publishes is told.
+        for due in [3_500, 7_500, 15_500, 31_500, 61_500, 91_500] {
+            f.is("b.test", due, Go);
+            f.is("a.test", due, Refuse);
+            f.is("b.test", due + 1, Refuse);
+        }
+    }
+
+    #[test]
+    fn who_has_failed_leaves_the_next_try_to_others() {
+        let f = Fixture::new();
+        f.breaker.doubted(f.at(0));
+        f.waits("evil.test", 499);
+        f.is("evil.test", 500, Go);
+        f.waits("evil.test", 1_500);
+        f.waits("more.evil.test", 3_499);
+        f.is("more.evil.test", 3_500, Go);
+        // The next one is due after two seconds, and for the same names after four more.
+        f.waits("evil.test", 5_500);
+        f.waits("chat.good.test", 5_499);
+        f.is("chat.good.test", 5_500, Go);
+        f.is("chat.good.test", 5_500, Refuse);
+        f.waits("evil.test", 5_500);
+        f.breaker.close();
+        f.is("evil.test", 5_500, Go);
+    }
+
+    #[test]
+    fn a_device_token_that_was_taken_passes_doubts() {
+        let f = Fixture::new();
+        f.breaker.doubted(f.at(0));
+        assert_eq!(f.asks("a.test", true, 0), Go);
+        assert_eq!(f.asks("a.test", true, 0), Go);
+        f.waits("a.test", 0);
+        for _ in 0..REFUSALS_MAX {
+            f.breaker.refused(f.at(0));
+        }
+        assert!(matches!(f.asks("a.test", true, 0), Wait(_)));
     }
 }

@@ -59,7 +59,8 @@ pub struct Config {
     /// Seconds for which APNs may allow no request at all on a connection while pushes wait. Then another
     /// one takes its place.
     pub blocked_seconds: u64,
-    /// Seconds during which an app whose configuration APNs refuses sends nothing; then one push tries.
+    /// Seconds of the longest pause of an app whose configuration APNs refuses; then one push tries. The
+    /// first pause is half a second, and each further one twice as long.
     pub breaker_seconds: u64,
     /// Seconds of the sliding window in which `BadDeviceToken` and `DeviceTokenNotForTopic` are weighed
     /// against successes. Without a success in it no such verdict ends a registration.

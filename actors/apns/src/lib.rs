@@ -19,6 +19,7 @@
 //! | `ledger` | outcomes owed, and all that is told to other actors |
 //! | `reason`, `reply`, `request`, `payload`, `jwt` | the wire, without any state |
 //! | `guard`, `breaker`, `alarm`, `backoff` | when not to act |
+//! | `lately` | what is remembered for a while |
 //!
 //! What may be sent again, and when:
 //!
@@ -43,6 +44,7 @@ mod connection;
 mod error;
 mod guard;
 mod jwt;
+mod lately;
 mod ledger;
 mod payload;
 pub mod pool;

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use messages::{Content, DeviceToken, PushOutcome, RegistrationKey, Rejection};
+use messages::{Content, DeviceToken, Domain, PushOutcome, RegistrationKey, Rejection};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::class::Class;
+use crate::guard::Mark;
 use crate::ledger::Claim;
 use crate::upstream::App;
 use crate::waiting::Waits;
@@ -21,6 +22,8 @@ pub(crate) struct Push {
     pub(crate) registration: RegistrationKey,
     /// The device to wake.
     pub(crate) device_token: DeviceToken,
+    /// The server that wants it.
+    pub(crate) domain: Domain,
     /// The app it is for.
     pub(crate) app: Arc<App>,
     /// What to send.
@@ -48,8 +51,17 @@ pub(crate) struct Tries {
     pub(crate) resent: u8,
     /// Sent again with a newer provider token.
     pub(crate) reauthorized: bool,
+    /// Sent again although its app's configuration was refused.
+    pub(crate) refused: bool,
     /// Sent again on a connection of its own key.
     pub(crate) reconnected: bool,
+}
+
+impl Push {
+    /// What names its device token to the guard of its app.
+    pub(crate) fn mark(&self) -> Mark {
+        self.app.guard.mark(self.registration, &self.device_token)
+    }
 }
 
 impl Waits for Push {

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::alarm::Alarm;
 use crate::backoff::{self, Backoff};
+use crate::breaker::Admission;
 use crate::connection::WORDS_MAX;
 use crate::ledger::{Ledger, count};
 use crate::push::Push;
@@ -31,6 +32,9 @@ const CONNECT_ALARM: Duration = Duration::from_secs(10);
 
 /// How often waiting pushes are looked through for those that are not fresh any more.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
+
+/// How long before its end a push is tried once more that had to wait for longer.
+const LAST_TRY: Duration = Duration::from_secs(5);
 
 /// What the routes of one lane share.
 pub(crate) struct Lane {
@@ -136,13 +140,23 @@ impl Route {
         let mut waiting = self.waiting.borrow_mut();
         loop {
             let push = waiting.next()?;
+            let app = &push.app;
             if now >= push.fresh_until {
                 self.give_up(&push);
-            } else if push.app.breaker.admits(now) {
-                return Some(push);
-            } else {
+                continue;
+            }
+            if app.guard.suspends(|| push.mark(), now) {
                 push.claim
                     .settle(PushOutcome::Rejected(Rejection::Unavailable));
+                continue;
+            }
+            let proven = || app.guard.is_proven(push.mark(), now);
+            match app.breaker.admits(&push.domain, proven, now) {
+                Admission::Go => return Some(push),
+                Admission::Wait(until) => waiting.pause(push, until),
+                Admission::Refuse => push
+                    .claim
+                    .settle(PushOutcome::Rejected(Rejection::Unavailable)),
             }
         }
     }
@@ -302,7 +316,12 @@ impl Route {
         let limits = self.lane.upstreams.config().backoff();
         let pause = backoff::pause(limits, push.tries.pauses);
         push.tries.pauses = push.tries.pauses.saturating_add(1);
-        let due = now + pause.max(at_least.unwrap_or_default());
+        let wanted = now + pause.max(at_least.unwrap_or_default());
+        // Whoever asks for a longer pause than the push is worth gets one more try at the end of it.
+        let due = match push.fresh_until.checked_sub(LAST_TRY) {
+            Some(last) if now + pause < last => wanted.min(last),
+            _ => wanted,
+        };
         if due >= push.fresh_until {
             self.give_up(&push);
             return;

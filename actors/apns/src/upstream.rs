@@ -70,7 +70,7 @@ pub(crate) struct App {
     pub(crate) upstream: usize,
     /// Decides whether a suspicious verdict is the token's fault.
     pub(crate) guard: TokenGuard,
-    /// Stops the app while APNs refuses its configuration.
+    /// Stops the app while APNs refuses its configuration, or all of its device tokens.
     pub(crate) breaker: Breaker,
     /// What its notifications show of messages.
     pub(crate) disclosure: Disclosure,
@@ -287,7 +287,7 @@ impl Builder {
                     config.token_guard_share_max_percent,
                     now,
                 ),
-                breaker: Breaker::new(Duration::from_secs(config.breaker_seconds), now),
+                breaker: Breaker::new(Duration::from_secs(config.breaker_seconds)),
                 disclosure: app.content.disclosure(),
                 environment: app.environment.as_str(),
                 templates,

@@ -1,7 +1,7 @@
 //! What is done about an answer of APNs.
 
 use messages::{
-    ErrorReason, PushOutcome, RejectedToken, Rejection, Touch, UnixMillis, UnixSeconds,
+    Domain, ErrorReason, PushOutcome, RejectedToken, Rejection, Touch, UnixMillis, UnixSeconds,
 };
 use tokio::time::Instant;
 
@@ -14,9 +14,6 @@ use crate::route::Route;
 
 /// How far back a token's death is dated when APNs does not date it: who registered since stays.
 const GRACE_MILLIS: u64 = 3_600_000;
-
-/// So many suspicious verdicts in a row and no success: the app stops asking.
-const STREAK_MAX: u64 = 20;
 
 /// A clock that differs by more from APNs' is worth a word.
 const SKEW_SECONDS_MIN: u64 = 60;
@@ -65,7 +62,7 @@ impl Route {
         let reject = |push: &Push, rejection| push.claim.settle(PushOutcome::Rejected(rejection));
         match class {
             Class::Accepted => {
-                push.app.guard.accepted(now);
+                push.app.guard.accepted(push.mark(), now);
                 push.app.breaker.close();
                 push.claim.settle(PushOutcome::Accepted);
                 Fate::Keep
@@ -75,13 +72,15 @@ impl Route {
                 Fate::Keep
             }
             Class::Suspect => {
-                match push.app.guard.suspect(now) {
+                match push.app.guard.suspect(push.mark(), now) {
                     Suspicion::Token => self.bury(push, reason, None),
-                    Suspicion::Configuration { streak } => {
-                        if streak >= STREAK_MAX {
-                            push.app.breaker.open(now);
+                    Suspicion::Unsure => reject(&push, Rejection::Unavailable),
+                    Suspicion::Configuration { proven } => {
+                        if proven {
+                            push.app.breaker.doubted(now);
                         }
-                        push.app.alarm(&reason, now, mismatch(reason.as_str()));
+                        let what_to_do = mismatch(reason.as_str(), &push.domain);
+                        push.app.alarm(&reason, now, &what_to_do);
                         reject(&push, Rejection::Unavailable);
                     }
                 }
@@ -94,7 +93,7 @@ impl Route {
                 Fate::Keep
             }
             Class::Config => {
-                self.misconfigured(&push, &reason, &details, now);
+                self.misconfigured(push, &reason, &details, now);
                 Fate::Keep
             }
             Class::ExpiredToken => {
@@ -102,7 +101,8 @@ impl Route {
                     // It says nothing of the newer token.
                     self.repeat(push, now);
                 } else if push.tries.reauthorized || self.upstream.key.is_none() {
-                    self.misconfigured(&push, &reason, &details, now);
+                    push.tries.refused |= push.tries.reauthorized;
+                    self.misconfigured(push, &reason, &details, now);
                 } else {
                     if let Some(skew) = self.skew(&details) {
                         push.app.alarm(&reason, now, &skew);
@@ -122,7 +122,8 @@ impl Route {
             }
             Class::WrongConnection => {
                 if push.tries.reconnected {
-                    self.misconfigured(&push, &reason, &details, now);
+                    push.tries.refused = true;
+                    self.misconfigured(push, &reason, &details, now);
                 } else {
                     push.tries.reconnected = true;
                     self.pause(push, details.retry_after, now);
@@ -177,30 +178,40 @@ impl Route {
         skew(self.lane.upstreams.clock().now(), details.date?)
     }
 
-    /// APNs refuses what the operator configured.
-    fn misconfigured(&self, push: &Push, reason: &ErrorReason, details: &Details, now: Instant) {
-        push.app.breaker.open(now);
-        push.claim
-            .settle(PushOutcome::Rejected(Rejection::Unavailable));
-        match self.skew(details) {
-            Some(skew) => push.app.alarm(reason, now, &skew),
-            None => push.app.alarm(
-                reason,
-                now,
+    /// APNs refuses what the operator configured. Unless it has been asked again already it is asked once
+    /// more: a single refusal may be a whim.
+    fn misconfigured(&self, mut push: Push, reason: &ErrorReason, details: &Details, now: Instant) {
+        let stopped = push.app.breaker.refused(now);
+        if stopped || push.tries.refused {
+            let skew = self.skew(details);
+            let what_to_do = skew.as_deref().unwrap_or(
                 "APNs refuses this app's configuration: check topic, environment, team_id, key_id and \
                  key_file",
-            ),
+            );
+            push.app.alarm(reason, now, what_to_do);
         }
+        if push.tries.refused {
+            push.claim
+                .settle(PushOutcome::Rejected(Rejection::Unavailable));
+            return;
+        }
+        push.tries.refused = true;
+        self.pause(push, None, now);
     }
 }
 
-/// In words what refuses so many device tokens.
-fn mismatch(reason: &str) -> &'static str {
-    if reason == "DeviceTokenNotForTopic" {
-        "device tokens belong to another app: registrations are kept; correct topic"
-    } else {
-        "device tokens belong to Apple's other environment: registrations are kept; correct environment"
-    }
+/// In words what refuses so many device tokens, and whose server asked for the last of them.
+fn mismatch(reason: &str, domain: &Domain) -> String {
+    let cause = match reason {
+        "DeviceTokenNotForTopic" => {
+            "device tokens belong to another app: registrations are kept; correct topic"
+        }
+        _ => {
+            "device tokens belong to Apple's other environment, or somebody made them up: registrations are \
+             kept; if none is accepted, correct environment"
+        }
+    };
+    format!("{cause} (the last one was from {domain})")
 }
 
 /// In words how wrong this machine's clock is, measured by a peer's.

@@ -194,12 +194,27 @@ async fn a_failing_apns_is_asked_again_after_a_pause() {
         world.outcome_while(&mut connection).await,
         PushOutcome::Accepted
     );
-    // A pause beyond the push's freshness is not worth waiting for.
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_pause_beyond_the_freshness_of_a_push_ends_with_a_last_try() {
+    let peer = Peer::start().await;
+    let config = Config {
+        fresh_seconds: 6,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
     world.deliver(1);
-    let asked = next(&mut connection).await;
+    let mut connection = peer.accept_h2().await;
     let head = Response::builder().status(503).header("retry-after", "900");
+    let asked = next(&mut connection).await;
     answer_with(asked, head, &[r#"{"reason":"ServiceUnavailable"}"#]);
-    assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    answer(next(&mut connection).await, 200, &[]);
+    assert_eq!(
+        world.outcome_while(&mut connection).await,
+        PushOutcome::Accepted
+    );
     world.end().await;
 }
 
@@ -275,18 +290,53 @@ async fn bad_device_tokens_are_believed_only_beside_successes() {
     world.end().await;
 }
 
-#[actix::test]
-async fn a_refused_configuration_stops_the_app_and_keeps_its_tokens() {
-    let peer = Peer::start().await;
-    let mut world = World::start(&config(), &peer);
-    world.deliver(1);
-    let mut connection = peer.accept_h2().await;
-    let asked = next(&mut connection).await;
+/// Answers one request with a refusal of the configuration.
+async fn refuse(connection: &mut ServerConnection) {
+    let asked = next(connection).await;
     let head = Response::builder()
         .status(403)
         .header("date", "Thu, 01 Jan 2026 02:00:00 GMT");
     answer_with(asked, head, &[r#"{"reason":"InvalidProviderToken"}"#]);
+}
+
+#[actix::test]
+async fn one_refusal_of_the_configuration_costs_nothing() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    refuse(&mut connection).await;
+    answer(next(&mut connection).await, 200, &[]);
+    assert_eq!(
+        world.outcome_while(&mut connection).await,
+        PushOutcome::Accepted
+    );
+    world::keep_open(connection);
+    world.end().await;
+}
+
+#[actix::test]
+async fn a_refused_configuration_stops_the_app_and_keeps_its_tokens() {
+    let peer = Peer::start().await;
+    let config = Config {
+        breaker_seconds: 3_600,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    for _ in 0..2 {
+        refuse(&mut connection).await;
+    }
     assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    // The third in a row stops it, and the tries after that fail as well.
+    world.deliver(5);
+    for _ in 0..4 {
+        refuse(&mut connection).await;
+    }
+    for _ in 0..5 {
+        assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    }
     world.deliver(5);
     // Without a single request.
     for _ in 0..5 {

@@ -81,6 +81,8 @@ pub struct Deliver {
     pub app: AppId,
     /// The device to wake.
     pub device_token: DeviceToken,
+    /// See [`Publish::domain`].
+    pub domain: Domain,
     /// What to make of it.
     pub hint: NotificationHint,
     /// See [`Publish::content`]; the app's own choice is still to be obeyed.

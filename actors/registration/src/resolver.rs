@@ -107,6 +107,7 @@ impl Resolver {
                     registration: key,
                     app: app(apps, record.app),
                     device_token,
+                    domain: publish.domain.clone(),
                     hint: publish.hint,
                     content: publish.content.take(),
                     trace: None,

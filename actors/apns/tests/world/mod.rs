@@ -20,8 +20,8 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Request, Response};
 use messages::{
-    AppId, Bearer, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Drain, Drained,
-    NotificationHint, Origin, OutcomeBatch, Probe, ProviderTokenRefused, PushOutcome,
+    AppId, Bearer, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Domain, Drain,
+    Drained, NotificationHint, Origin, OutcomeBatch, Probe, ProviderTokenRefused, PushOutcome,
     RegistrationKey, RejectedToken, RejectedTokens, Rejection, SubscribeProviderToken, Ticket,
     Touch, TouchBatch, UnixMillis, UnixSeconds, UseProviderToken,
 };
@@ -285,6 +285,7 @@ impl World {
             registration: registration(device),
             app: AppId::new("app"),
             device_token: token(device),
+            domain: Domain::new("chat.example"),
             hint,
             content: None,
             trace: None,
@@ -303,6 +304,7 @@ impl World {
                 registration: registration(number),
                 app: AppId::new(app),
                 device_token: token(number),
+                domain: Domain::new("chat.example"),
                 hint: NotificationHint {
                     message_count: None,
                     has_body: true,
