@@ -201,6 +201,8 @@ ca_file = "{root}"
 [registration]
 path = "{at}/store"
 key_file = "{at}/registration.key"
+# As above.
+new_registrations_per_second_max = 1000000
 
 [privacy]
 path = "{at}/privacy"

@@ -146,6 +146,10 @@ pub enum RegistryError {
     /// The account has as many registrations as it may have.
     #[error("the account has too many registrations")]
     TooMany,
+    /// The account's server, or all together, have as many registrations as they may have, or new ones come
+    /// too fast.
+    #[error("too many registrations")]
+    Crowded,
     /// The process is stopping.
     #[error("the registry is stopping")]
     Stopping,

@@ -239,7 +239,7 @@ impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Self {
         match error {
             RegistryError::Busy | RegistryError::Stopping => Self::Busy,
-            RegistryError::Store | RegistryError::TooMany => Self::Failed,
+            RegistryError::Store | RegistryError::TooMany | RegistryError::Crowded => Self::Failed,
         }
     }
 }

@@ -23,6 +23,14 @@ pub struct Config {
     pub write_behind_seconds: u32,
     /// Registrations an account may have, at least 1.
     pub registrations_per_account_max: u32,
+    /// New registrations per second of all servers of one owner, a hundred seconds' worth at once after a
+    /// quiet time, at least 1. Servers that share the last two labels of their names are one owner's.
+    /// Renewals do not count.
+    pub new_registrations_per_second_max: u32,
+    /// Registrations that all servers of one owner may have, at least 1.
+    pub registrations_per_owner_max: u32,
+    /// Registrations that there may be in all, at least 1.
+    pub registrations_max: u32,
     /// Requests that may wait for the disk, at least 1; what comes above is answered as busy.
     pub queue_max: u32,
     /// Registrations whose push times may wait to be written, at least 1, at about 100 bytes each. They
@@ -38,6 +46,9 @@ impl Default for Config {
             cache_bytes: 256 << 20,
             write_behind_seconds: 30,
             registrations_per_account_max: 32,
+            new_registrations_per_second_max: 10,
+            registrations_per_owner_max: 200_000,
+            registrations_max: 5_000_000,
             queue_max: 4096,
             touches_max: 65_536,
         }
@@ -85,6 +96,21 @@ impl Config {
                 "registrations_per_account_max",
                 "must be at least 1",
             ),
+            (
+                self.new_registrations_per_second_max == 0,
+                "new_registrations_per_second_max",
+                "must be at least 1",
+            ),
+            (
+                self.registrations_per_owner_max == 0,
+                "registrations_per_owner_max",
+                "must be at least 1",
+            ),
+            (
+                self.registrations_max == 0,
+                "registrations_max",
+                "must be at least 1",
+            ),
             (self.queue_max == 0, "queue_max", "must be at least 1"),
             (self.touches_max == 0, "touches_max", "must be at least 1"),
         ];
@@ -128,11 +154,17 @@ mod tests {
                 c.queue_max = 0;
                 c.touches_max = 0;
                 c.registrations_per_account_max = 0;
+                c.new_registrations_per_second_max = 0;
+                c.registrations_per_owner_max = 0;
+                c.registrations_max = 0;
                 c.cache_bytes = 0;
             },
             &[
                 "cache_bytes",
                 "registrations_per_account_max",
+                "new_registrations_per_second_max",
+                "registrations_per_owner_max",
+                "registrations_max",
                 "queue_max",
                 "touches_max",
             ],

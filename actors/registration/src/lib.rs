@@ -3,6 +3,7 @@
 //! [`Registrations`] opens the store and is shared by all actors of this crate, the only one that
 //! touches storage. [`registry`] runs once, on the control arbiter; [`resolver`] once per lane.
 
+mod census;
 mod config;
 mod erasure;
 mod error;

@@ -10,11 +10,12 @@ use messages::{
     AppId, BareJid, Claim, Clock, DeviceToken, Domain, EndCause, EndedEvent, FindRegistration,
     JournalBatch, JournalEntry, JournalEvent, NodeId, Register, Registered, RegisteredEvent,
     RegistrationDetails, RegistrationKey, RegistryError, RejectedToken, Removed, Secret,
-    SweepCursor, SweepExpired, SweptPage, Unregister,
+    SweepCursor, SweepExpired, SweptPage, UnixSeconds, Unregister,
 };
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
+use crate::census::{Census, Crowd, owner};
 use crate::erasure::{self, Erasure, Exchange, Patience};
 use crate::keys::{AccountKey, Keys, Mask, MasterKey, Salt, fill};
 use crate::registrations::Living;
@@ -26,6 +27,9 @@ use crate::{Config, Error, Fault};
 const PAGE_MAX: u32 = 10_000;
 /// Registrations looked at in one page of a search for a device.
 const SIFTED_MAX: usize = 1_000;
+
+/// Seconds between two lines that say so.
+const CROWD_SECONDS: u64 = 60;
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, RegistryError>>;
 
@@ -89,6 +93,9 @@ pub(crate) struct Writer {
     clock: Clock,
     key_file: PathBuf,
     per_account_max: usize,
+    census: Census,
+    /// When it was last said that somebody has too many.
+    crowd_told: Option<UnixSeconds>,
     /// Where what happens to registrations is written down, if it is.
     pub(crate) journal: Option<Recipient<JournalBatch>>,
     /// What it is told once the group is durable.
@@ -128,6 +135,8 @@ impl Writer {
             key_file: config.key_file.clone(),
             per_account_max: usize::try_from(config.registrations_per_account_max)
                 .unwrap_or(usize::MAX),
+            census: Census::new(config),
+            crowd_told: None,
             journal: None,
             events: Vec::new(),
             unsynced: false,
@@ -159,14 +168,21 @@ impl Writer {
 
     /// How long there may be no jobs before [`Self::step`] has something to do.
     pub(crate) fn patience(&self) -> Patience {
-        self.erasure.patience()
+        match self.census.is_due() {
+            true => Patience::None,
+            false => self.erasure.patience(),
+        }
     }
 
-    /// Goes on with an erasure. Called between two groups, when all that was written is durable.
+    /// Goes on with an erasure and with counting. Called between two groups, when all that was written is durable.
     ///
     /// # Errors
     /// [`Broken`], after which the writer must not be used again.
     pub(crate) fn step(&mut self) -> Result<(), Broken> {
+        if let Err(error) = self.census.step(&*self.store) {
+            count(&self.counters.failures, 1);
+            tracing::error!("registrations could not be counted: {error}");
+        }
         match self.erasure.step(&self.store, &self.keys, &self.key_file) {
             Ok(None) => {}
             Ok(Some(Exchange { store, keys, owed })) => {
@@ -312,6 +328,11 @@ impl Writer {
         }
         let renewed = known.is_some();
         let now = self.clock.now();
+        let domain = register.account.domain().as_str();
+        if !renewed && let Err(crowd) = self.census.admit(domain, self.clock.now_millis()) {
+            self.tell_crowd(domain, crowd, now);
+            return Err(RegistryError::Crowded);
+        }
         let (salt, mask, registered_at) = match known {
             Some(known) => known,
             None => (self.new_salt()?, Mask::default(), now),
@@ -328,13 +349,16 @@ impl Writer {
             node,
             app,
             service,
-            domain: register.account.domain().as_str(),
+            domain,
         };
         self.unsynced = true;
         self.store
             .put(key, &record)
             .map_err(|error| self.failed(&error))?;
         self.erasure.mirror_put(key, &record);
+        if !renewed {
+            self.census.came(key, domain);
+        }
         self.note(|| {
             JournalEvent::Registered(Box::new(RegisteredEvent {
                 account: register.account.clone(),
@@ -354,6 +378,22 @@ impl Writer {
             node: register.node.clone(),
             secret: Secret::new(secret.as_str()).map_err(|_| self.failed(&Error::FieldLength))?,
         })
+    }
+
+    fn tell_crowd(&mut self, domain: &str, crowd: Crowd, now: UnixSeconds) {
+        let told = self.crowd_told;
+        if told.is_some_and(|told| told <= now && now.0 - told.0 < CROWD_SECONDS) {
+            return;
+        }
+        self.crowd_told = Some(now);
+        let (key, owner) = match crowd {
+            Crowd::Fast => ("new_registrations_per_second_max", owner(domain)),
+            Crowd::Owner => ("registrations_per_owner_max", owner(domain)),
+            Crowd::All => ("registrations_max", "all servers"),
+        };
+        tracing::warn!(
+            "registrations from {owner} are answered wait: registration.{key} is reached"
+        );
     }
 
     /// Shows the registrations of an account under all keys that it may have.
@@ -476,7 +516,11 @@ impl Writer {
 
     fn remove(&mut self, key: RegistrationKey) -> Result<bool, RegistryError> {
         self.unsynced = true;
-        let removed = self.store.remove(key);
+        let census = &mut self.census;
+        let read = self
+            .store
+            .read(key, &mut |record| census.went(key, record.domain));
+        let removed = read.and_then(|()| self.store.remove(key));
         let removed = removed.map_err(|error| self.failed(&error))?;
         self.erasure.mirror(|copy| copy.remove(key).map(drop));
         count(&self.counters.removed, u64::from(removed));

@@ -145,6 +145,43 @@ async fn an_account_has_so_many_registrations_and_no_more() {
     assert_eq!(unregister(&registry, ADA, "2").await, 0);
 }
 
+#[actix::test]
+async fn the_servers_of_an_owner_have_so_many_registrations_and_no_more() {
+    let mut fixture = Fixture::new();
+    fixture.config.registrations_per_owner_max = 2;
+    for _restart in 0..2 {
+        let (registrations, registry) = fixture.start();
+        secret(&registry, ADA, "1", "a").await;
+        secret(&registry, EVE, "2", "b").await;
+        let refused = register(&registry, EVE, "3", "c").await.unwrap_err();
+        assert_eq!(refused, RegistryError::Crowded);
+        // Renewals are not concerned, and whoever goes makes room.
+        secret(&registry, EVE, "2", "c").await;
+        assert_eq!(unregister(&registry, ADA, "1").await, 1);
+        secret(&registry, ADA, "1", "d").await;
+        let refused = register(&registry, ADA, "3", "e").await.unwrap_err();
+        assert_eq!(refused, RegistryError::Crowded);
+        Fixture::stop(registrations, registry).await;
+    }
+}
+
+#[actix::test]
+async fn new_registrations_come_at_a_pace() {
+    let mut fixture = Fixture::new();
+    fixture.config.new_registrations_per_second_max = 1;
+    fixture.config.registrations_per_account_max = 1_000;
+    let (_registrations, registry) = fixture.start();
+    for node in 0..100 {
+        let digit = format!("{node:02}");
+        secret(&registry, ADA, &digit, &digit).await;
+    }
+    let refused = register(&registry, ADA, "100", "f").await.unwrap_err();
+    assert_eq!(refused, RegistryError::Crowded);
+    secret(&registry, ADA, "00", "00").await;
+    fixture.at(1);
+    secret(&registry, ADA, "100", "f").await;
+}
+
 /// What the iq of a push to that token is answered with, when the token was dead at some milliseconds
 /// after the start.
 async fn answered(

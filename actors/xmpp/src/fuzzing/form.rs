@@ -117,6 +117,7 @@ fn check(stanza: &Element, tree: &Tree, service: &Service) {
                     secret: Secret::new("<s>&'\"").unwrap(),
                 }),
                 Err(RegistryError::TooMany),
+                Err(RegistryError::Crowded),
             ] {
                 let kind = if outcome.is_ok() { "result" } else { "error" };
                 let Answer::Register(_, pending) = again() else {

@@ -594,6 +594,14 @@ fn failures_of_the_registry() {
         (RegistryError::Busy, busy.clone()),
         (RegistryError::Stopping, busy),
         (
+            RegistryError::Crowded,
+            error(
+                "wait",
+                "resource-constraint",
+                &words("too many devices of this server are registered, try again later"),
+            ),
+        ),
+        (
             RegistryError::Store,
             error("wait", "internal-server-error", ""),
         ),

@@ -184,6 +184,8 @@ const fn registry_error(error: RegistryError) -> StanzaError<'static> {
             StanzaError::new(ErrorType::Wait, Condition::ResourceConstraint)
                 .text("busy, try again later")
         }
+        RegistryError::Crowded => StanzaError::new(ErrorType::Wait, Condition::ResourceConstraint)
+            .text("too many devices of this server are registered, try again later"),
         RegistryError::Store => StanzaError::new(ErrorType::Wait, Condition::InternalServerError),
         // Waiting would not help.
         RegistryError::TooMany => {
