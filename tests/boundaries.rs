@@ -1,4 +1,4 @@
-//! Invariant I1: a crate under `actors/` depends on `messages` and on no other actor; tests may use
+//! Invariant I1: a crate under `actors/` depends on `messages` and `files` and on no other actor; tests may use
 //! `testkit` besides. Invariant I3: `src/wiring.rs` is the only file that names two actors.
 #![allow(
     clippy::unwrap_used,
@@ -41,8 +41,8 @@ fn an_actor_knows_messages_and_no_other_actor() {
         let path = root().join("actors").join(actor).join("Cargo.toml");
         let manifest: toml::Table = fs::read_to_string(path).unwrap().parse().unwrap();
         for (section, allowed) in [
-            ("dependencies", &["messages"][..]),
-            ("dev-dependencies", &["messages", "testkit"]),
+            ("dependencies", &["messages", "files"][..]),
+            ("dev-dependencies", &["messages", "files", "testkit"]),
         ] {
             for name in dependencies(&manifest, section) {
                 let member = actors.contains(&name) || name == "testkit" || name == "campanile";

@@ -42,7 +42,7 @@ impl Certificate {
         key_file: Option<&Path>,
         password_file: Option<&Path>,
     ) -> Result<Self, Problem> {
-        let data = std::fs::read(file)
+        let data = files::read(file, files::SMALL)
             .map_err(|error| ("certificate_file", format!("cannot be read: {error}")))?;
         let (chain, key) = if is_der(&data) {
             if key_file.is_some() {
@@ -104,7 +104,7 @@ fn leaf<'a>(chain: &'a [CertificateDer<'static>]) -> Result<X509Certificate<'a>,
 
 /// The first line of a file.
 fn password(file: &Path) -> Result<Zeroizing<String>, String> {
-    let text = std::fs::read_to_string(file)
+    let text = files::read_text(file, files::SMALL)
         .map(Zeroizing::new)
         .map_err(|error| format!("cannot be read: {error}"))?;
     let line = text.lines().next().unwrap_or_default();

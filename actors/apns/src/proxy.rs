@@ -53,7 +53,7 @@ impl Proxy {
     /// # Errors
     /// The file cannot be read, or holds something else.
     pub(crate) fn with_credentials(mut self, file: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+        let text = files::read_text(file, files::SMALL).map_err(|error| error.to_string())?;
         let line = text.lines().next().unwrap_or_default();
         if !line.contains(':') {
             return Err("holds no line user:password".to_owned());

@@ -60,7 +60,7 @@ impl SigningKey {
     /// The file changed to something that is no key; the old one stays in use.
     pub(crate) fn reload(&self) -> Result<bool, String> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = std::fs::read(&self.file).unwrap_or_default();
+        let text = files::read(&self.file, files::SMALL).unwrap_or_default();
         let seen = digest(&SHA256, &text);
         if current.seen == seen.as_ref() {
             return Ok(false);

@@ -30,9 +30,8 @@ pub(crate) fn system_roots() -> Result<RootCertStore, String> {
 pub(crate) fn roots_of(path: &Path) -> Result<RootCertStore, String> {
     const WANTED: &str = "give a PEM file of CA certificates";
     let mut roots = RootCertStore::empty();
-    let certificates =
-        CertificateDer::pem_file_iter(path).map_err(|error| format!("{error}: {WANTED}"))?;
-    for certificate in certificates {
+    let pem = files::read(path, files::SMALL).map_err(|error| format!("{error}: {WANTED}"))?;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| format!("{error}: {WANTED}"))?;
         roots
             .add(certificate)

@@ -103,7 +103,7 @@ impl Locked<'_> {
             );
             return None;
         }
-        let text = fs::read_to_string(&path).ok()?;
+        let text = files::read_text(&path, files::SMALL).ok()?;
         let mut lines = text.lines();
         let signed_at = UnixSeconds(lines.next()?.parse().ok()?);
         let bearer = Bearer::new(lines.next()?);

@@ -389,7 +389,7 @@ impl Builder {
             self.missing(name, "key_file", "the path of the signing key's .p8 file");
             return None;
         }
-        let text = match std::fs::read(&app.key_file) {
+        let text = match files::read(&app.key_file, files::SMALL) {
             Ok(text) => text,
             Err(source) => {
                 self.errors.push(Error::Unreadable {

@@ -1,8 +1,6 @@
 //! The key of hashed identifiers.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use messages::{DeviceToken, NodeId};
@@ -27,19 +25,15 @@ impl HashKey {
             path: path.into(),
             source,
         };
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(fail(error)),
+        let bytes = match files::read_private(path, KEY_BYTES as u64) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(files::Error::Exposed) => return Err(Error::KeyFileExposed { path: path.into() }),
+            Err(files::Error::Io(source)) if source.kind() == ErrorKind::FileTooLarge => {
+                return Err(Error::KeyFileLength { path: path.into() });
+            }
+            Err(files::Error::Io(source)) => return Err(fail(source)),
         };
-        if file.metadata().map_err(fail)?.mode() & 0o077 != 0 {
-            return Err(Error::KeyFileExposed { path: path.into() });
-        }
-        // One byte more than a key, to notice a longer file.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_BYTES + 1));
-        file.take(KEY_BYTES as u64 + 1)
-            .read_to_end(&mut bytes)
-            .map_err(fail)?;
         if bytes.len() == KEY_BYTES {
             Ok(Some(Self::of(&bytes)))
         } else {
@@ -56,7 +50,7 @@ impl HashKey {
         SystemRandom::new()
             .fill(bytes.as_mut_slice())
             .map_err(|_| Error::Random)?;
-        write(path, bytes.as_slice()).map_err(|source| Error::KeyFile {
+        files::write_private(path, bytes.as_slice()).map_err(|source| Error::KeyFile {
             path: path.into(),
             source,
         })?;
@@ -89,48 +83,10 @@ impl HashKey {
     }
 }
 
-/// Writes a file for its owner alone so that a crash leaves none or all of it.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = parent(path);
-    create_private(directory)?;
-    let unfinished = path.with_extension("unfinished");
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&unfinished)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    File::open(directory)?.sync_all()
-}
-
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Creates a directory for its owner alone, unless there is one, and makes its name durable.
-pub(crate) fn create_private(directory: &Path) -> io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
-    File::open(parent(directory))?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

@@ -39,7 +39,7 @@ use std::sync::Arc;
 
 use messages::Clock;
 
-use crate::key::{HashKey, create_private};
+use crate::key::HashKey;
 use crate::segment::{Form, SegmentId};
 use crate::shared::Shared;
 
@@ -60,7 +60,7 @@ impl Journal {
             return Err(finding);
         }
         if config.record > Record::Off {
-            create_private(&config.path).map_err(|source| Error::Directory {
+            files::create_private(&config.path).map_err(|source| Error::Directory {
                 path: config.path.clone(),
                 source,
             })?;

@@ -212,7 +212,7 @@ pub fn bind(config: &Config) -> Result<Socket, Error> {
         }
         Ok(_) => return Err(fail()(io::ErrorKind::AlreadyExists.into())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let directory = file::parent(path);
+            let directory = files::parent(path);
             if !directory.is_dir() {
                 file::create_private(directory)?;
             }

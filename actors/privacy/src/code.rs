@@ -86,7 +86,7 @@ impl CodeKey {
         SystemRandom::new()
             .fill(key.as_mut_slice())
             .map_err(|_| Error::Random)?;
-        let directory = file::parent(path);
+        let directory = files::parent(path);
         if !directory.is_dir() {
             file::create_private(directory)?;
         }

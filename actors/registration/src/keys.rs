@@ -1,9 +1,7 @@
 //! The master key and what is derived from it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 
 use messages::{BareJid, RegistrationKey, redacted_debug};
 use ring::hmac;
@@ -43,20 +41,15 @@ impl MasterKey {
             path: path.into(),
             source,
         };
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(fail(error)),
+        let bytes = match files::read_private(path, FILE_BYTES_MAX as u64) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(files::Error::Exposed) => return Err(Error::KeyFileExposed { path: path.into() }),
+            Err(files::Error::Io(source)) if source.kind() == ErrorKind::FileTooLarge => {
+                return Err(Error::KeyFileLength { path: path.into() });
+            }
+            Err(files::Error::Io(source)) => return Err(fail(source)),
         };
-        let metadata = file.metadata().map_err(fail)?;
-        if metadata.mode() & 0o077 != 0 {
-            return Err(Error::KeyFileExposed { path: path.into() });
-        }
-        // One byte more than there may be, to notice a longer file.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX + 1));
-        file.take(FILE_BYTES_MAX as u64 + 1)
-            .read_to_end(&mut bytes)
-            .map_err(fail)?;
         let (blocks, rest) = bytes.as_chunks::<MASTER_BYTES>();
         // A lookup key comes with at least one former account key.
         let fits =
@@ -102,20 +95,17 @@ impl MasterKey {
 
     /// Removes a key that was prepared and is not used.
     pub(crate) fn forget_prepared(path: &Path) -> Result<(), Error> {
-        match fs::remove_file(unfinished(path)) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::KeyFile {
-                path: path.into(),
-                source,
-            }),
-            _ => Ok(()),
-        }
+        files::forget(path).map_err(|source| Error::KeyFile {
+            path: path.into(),
+            source,
+        })
     }
 
     /// Writes the key durably beside the key file, which [`Self::publish`] makes of it once the store of
     /// this key is complete: a key file says that there is such a store.
     pub(crate) fn prepare(&self, path: &Path) -> Result<(), Error> {
         let bytes = Zeroizing::new(self.0.concat());
-        write_beside(path, &bytes).map_err(|source| Error::KeyFile {
+        files::write_beside(path, &bytes).map_err(|source| Error::KeyFile {
             path: path.into(),
             source,
         })
@@ -123,7 +113,7 @@ impl MasterKey {
 
     /// The key that a first start has prepared, if that start was cut short before it was published.
     pub(crate) fn prepared(path: &Path) -> Option<Self> {
-        Self::load(&unfinished(path)).ok().flatten()
+        Self::load(&files::unfinished(path)).ok().flatten()
     }
 
     /// Fails unless the prepared key is the one of these keys: a store must not be left with none.
@@ -132,7 +122,7 @@ impl MasterKey {
         match prepared.is_some_and(|prepared| prepared.check() == keys.check()) {
             true => Ok(()),
             false => Err(Error::KeyFilePrepared {
-                path: unfinished(path),
+                path: files::unfinished(path),
             }),
         }
     }
@@ -140,64 +130,11 @@ impl MasterKey {
     /// Turns the prepared key into the key file, if it is the one of these keys.
     pub(crate) fn publish(path: &Path, keys: &Keys) -> Result<(), Error> {
         Self::check_prepared(path, keys)?;
-        put_in_place(path).map_err(|source| Error::KeyFile {
+        files::put_in_place(path).map_err(|source| Error::KeyFile {
             path: path.into(),
             source,
         })
     }
-}
-
-fn unfinished(path: &Path) -> PathBuf {
-    path.with_extension("unfinished")
-}
-
-/// Writes a file for its owner alone so that a crash leaves what was there before or all of it.
-pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_beside(path, bytes)?;
-    put_in_place(path)
-}
-
-fn put_in_place(path: &Path) -> io::Result<()> {
-    fs::rename(unfinished(path), path)?;
-    File::open(parent(path))?.sync_all()
-}
-
-fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = parent(path);
-    create_private(directory)?;
-    let unfinished = unfinished(path);
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&unfinished)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    File::open(directory)?.sync_all()
-}
-
-/// The directory a file lies in.
-pub(crate) fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Creates a directory for its owner alone, unless there is one, and makes its name durable.
-pub(crate) fn create_private(directory: &Path) -> io::Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
-    File::open(parent(directory))?.sync_all()
 }
 
 /// Random bytes of the system.
@@ -308,7 +245,8 @@ impl SecretText {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use messages::Domain;
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use messages::{BareJid, Claim, Clock, RegistrationDetails};
 
-use crate::keys::{Keys, MasterKey, parent};
+use crate::keys::{Keys, MasterKey};
 use crate::store::RegistrationStore;
 use crate::store::sled::{self, SledStore};
 use crate::touches::Touches;
@@ -137,7 +137,7 @@ fn look(config: &Config, findings: &mut Vec<Error>) -> Result<(), Error> {
         let store = SledStore::open(&config.path, config.cache_bytes)?;
         return keys_of(config, key, &store).map(drop);
     }
-    let directory = parent(&config.key_file);
+    let directory = files::parent(&config.key_file);
     findings.extend(writable(directory).err().map(|source| Error::KeyFile {
         path: config.key_file.clone(),
         source,
@@ -238,7 +238,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::keys::create_private;
+    use files::create_private;
 
     fn config_in(directory: &Path) -> Config {
         Config {

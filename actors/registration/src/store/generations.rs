@@ -13,7 +13,6 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::keys::write_durably;
 use crate::{Error, Fault};
 
 const POINTER_FILE: &str = "generation";
@@ -82,7 +81,7 @@ impl Generation {
     /// Makes it the living one, durably.
     pub(crate) fn make_living(&self) -> io::Result<()> {
         let pointer = self.root.join(POINTER_FILE);
-        write_durably(&pointer, self.number.to_string().as_bytes())
+        files::write_private(&pointer, self.number.to_string().as_bytes())
     }
 
     /// Removes all files of this generation, durably. Done again, it does the rest.
@@ -147,7 +146,7 @@ fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::create_private;
+    use files::create_private;
 
     #[test]
     fn the_pointer_tells_which_lives_and_all_else_goes() {

@@ -16,7 +16,7 @@ use ring::digest;
 
 use super::generations::Generation;
 use super::{Page, PushTimes, Record, RegistrationStore, Visit};
-use crate::keys::{AccountKey, create_private, parent, write_durably};
+use crate::keys::AccountKey;
 use crate::{Error, Fault};
 
 /// Part of the layout on disk: a store opens with no other value. With small segments less is written.
@@ -90,7 +90,7 @@ impl SledStore {
             },
         };
         let complete = is_complete(path)?;
-        create_private(path).map_err(directory)?;
+        files::create_private(path).map_err(directory)?;
         check_generation(path)?;
         // The engine would make a new one.
         if complete && !path.join(DATA_FILE).exists() {
@@ -173,7 +173,7 @@ impl SledStore {
         File::create(path.join(MARK_FILE))
             .and_then(|mark| mark.sync_all())
             .and_then(|()| File::open(&path)?.sync_all())
-            .and_then(|()| File::open(parent(&path))?.sync_all())
+            .and_then(|()| File::open(files::parent(&path))?.sync_all())
             .and_then(|()| hide_files(&path))
             .map_err(Error::Sync)
     }
@@ -447,7 +447,7 @@ impl RegistrationStore for SledStore {
         self.flush()?;
         self.sync()?;
         let mark = self.generation.directory().join(MARK_FILE);
-        write_durably(&mark, closings.to_string().as_bytes()).map_err(Error::Sync)
+        files::write_private(&mark, closings.to_string().as_bytes()).map_err(Error::Sync)
     }
 
     fn owe_erasure(&self) -> Result<(), Error> {
@@ -612,7 +612,7 @@ mod tests {
         let open = |percent: usize| {
             let cut = tempfile::tempdir().unwrap();
             let at = cut.path().join("store");
-            create_private(&at).unwrap();
+            files::create_private(&at).unwrap();
             fs::copy(path.join(MARK_FILE), at.join(MARK_FILE)).unwrap();
             let part = &whole[..whole.len() * percent / 100];
             fs::write(at.join(DATA_FILE), part).unwrap();
@@ -651,7 +651,7 @@ mod tests {
             }
             let damaged = tempfile::tempdir().unwrap();
             let path = damaged.path().join("store");
-            create_private(&path).unwrap();
+            files::create_private(&path).unwrap();
             fs::write(path.join(DATA_FILE), bytes).unwrap();
             fs::write(path.join(MARK_FILE), "").unwrap();
             match SledStore::open(&path, 1 << 20) {

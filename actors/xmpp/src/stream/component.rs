@@ -107,7 +107,7 @@ pub(crate) fn secret(file: &Path) -> Result<String, Error> {
             file: file.to_owned(),
         });
     }
-    let text = std::fs::read_to_string(file).map_err(unreadable)?;
+    let text = files::read_text(file, files::SMALL).map_err(unreadable)?;
     match text.trim_end_matches(['\r', '\n']) {
         "" => Err(Error::NoSecret {
             file: file.to_owned(),

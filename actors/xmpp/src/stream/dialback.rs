@@ -33,7 +33,7 @@ impl KeyMaker {
             file: file.to_owned(),
             source,
         };
-        match fs::read(file) {
+        match files::read(file, files::SMALL) {
             Ok(text) => match text.trim_ascii() {
                 short if short.len() < SECRET_BYTES => Err(failed(io::Error::new(
                     io::ErrorKind::InvalidData,

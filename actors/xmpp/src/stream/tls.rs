@@ -71,7 +71,7 @@ pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, 
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(file).map_err(|source| Error::Unreadable {
+    files::read(file, files::SMALL).map_err(|source| Error::Unreadable {
         file: file.to_owned(),
         source,
     })
