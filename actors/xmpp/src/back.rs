@@ -2,22 +2,30 @@
 
 use messages::Domain;
 
-use crate::egress::Answers;
+use crate::egress::{Answers, split};
+use crate::stream::limits::PeerLimits;
 
 /// Answers of one pair of domains that wait to be written, up to a bound.
 pub(crate) struct Back {
     local: Domain,
     remote: Domain,
+    limits: PeerLimits,
     bytes_max: usize,
     stanzas: Vec<u8>,
     replies: u64,
 }
 
 impl Back {
-    pub(crate) fn new(local: &Domain, remote: &Domain, bytes_max: usize) -> Self {
+    pub(crate) fn new(
+        local: &Domain,
+        remote: &Domain,
+        limits: PeerLimits,
+        bytes_max: usize,
+    ) -> Self {
         Self {
             local: local.clone(),
             remote: remote.clone(),
+            limits,
             bytes_max,
             stanzas: Vec::new(),
             replies: 0,
@@ -27,10 +35,16 @@ impl Back {
     /// Lays answers down.
     ///
     /// # Errors
-    /// The answers, if they are of another pair or do not fit.
+    /// The answers, if they are of another pair, do not fit, or one is larger than the peer takes here.
     pub(crate) fn push(&mut self, batch: Answers) -> Result<(), Answers> {
         let fits = batch.stanzas.len() <= self.bytes_max.saturating_sub(self.stanzas.len());
-        if !fits || batch.local != self.local || batch.remote != self.remote {
+        let taken = match self.limits.stanza_bytes_max {
+            Some(max) if batch.stanzas.len() > max => {
+                split(&batch.stanzas).all(|stanza| stanza.len() <= max)
+            }
+            _ => true,
+        };
+        if !fits || !taken || batch.local != self.local || batch.remote != self.remote {
             return Err(batch);
         }
         self.stanzas.extend_from_slice(&batch.stanzas);
@@ -64,7 +78,9 @@ mod tests {
 
     #[test]
     fn is_bounded_and_of_one_pair() {
-        let mut back = Back::new(&Domain::new("push.test"), &Domain::new("a.test"), 6);
+        let limits = PeerLimits::default();
+        let (local, remote) = (Domain::new("push.test"), Domain::new("a.test"));
+        let mut back = Back::new(&local, &remote, limits, 6);
         let mut push = |local, remote, stanzas| back.push(batch(local, remote, stanzas)).is_ok();
         assert!(!push("push.test", "b.test", "1"));
         assert!(!push("push2.test", "a.test", "1"));
@@ -82,5 +98,18 @@ mod tests {
         );
         assert!(back.take().is_none());
         assert!(back.push(batch("push.test", "a.test", "again")).is_ok());
+    }
+
+    #[test]
+    fn obeys_what_the_peer_takes() {
+        let limits = PeerLimits {
+            stanza_bytes_max: Some(20),
+            ..PeerLimits::default()
+        };
+        let (local, remote) = (Domain::new("push.test"), Domain::new("a.test"));
+        let mut back = Back::new(&local, &remote, limits, 1_000);
+        let mut push = |stanzas| back.push(batch("push.test", "a.test", stanzas)).is_ok();
+        assert!(push("<iq id='1'/><iq id='2'/>"));
+        assert!(!push("<iq id='1'/><iq id='1234567890'/>"));
     }
 }

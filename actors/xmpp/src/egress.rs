@@ -691,7 +691,7 @@ async fn listen(framed: &mut Connection, intake: Option<&Intake>) -> Fault {
 }
 
 /// The stanzas of a text of ours.
-fn split(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn split(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut splitter = Splitter::within_stream(Limits {
         stanza_bytes_max: usize::MAX,
         tag_bytes_max: usize::MAX,

@@ -761,9 +761,9 @@ impl StreamTask {
         if back.is_some() || stream.framed.is_ended() {
             return;
         }
-        if let Some((local, remote)) = stream.way_back() {
+        if let Some((local, remote, limits)) = stream.way_back() {
             let max = self.core.lane.ingress.config().egress_queue_bytes_max;
-            *back = Some(Back::new(local, remote, max));
+            *back = Some(Back::new(local, remote, limits, max));
         }
     }
 

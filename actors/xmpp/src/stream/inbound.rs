@@ -16,6 +16,7 @@ use tokio_rustls::server::TlsStream;
 use super::external::{self, Refusal};
 use super::framed::Framed;
 use super::identity::Credential;
+use super::limits::PeerLimits;
 use super::outbound::Failure;
 #[cfg(not(any(test, fuzzing)))]
 use super::outbound::verify;
@@ -114,6 +115,7 @@ pub(crate) async fn secure(
         verifying: Vec::new(),
         accounted: false,
         bidirectional: false,
+        peer_limits: PeerLimits::default(),
     };
     let mut features = Vec::new();
     stream.render_features(&mut features);
@@ -296,6 +298,8 @@ pub(crate) struct Inbound {
     accounted: bool,
     /// Whether the peer takes stanzas on this stream (XEP-0288).
     bidirectional: bool,
+    /// Of what goes back on the stream.
+    peer_limits: PeerLimits,
 }
 
 /// A dialback key that is being checked.
@@ -358,11 +362,12 @@ impl Inbound {
     }
 
     /// Served domain and peer between which stanzas may go back on this stream, once that is settled: the
-    /// pair of its header, not those that were proven on it beside (XEP-0288 §2).
-    pub(crate) fn way_back(&self) -> Option<(&Domain, &Domain)> {
+    /// pair of its header, not those that were proven on it beside (XEP-0288 §2). With the limits that the
+    /// peer named as it asked for it (XEP-0478 §3).
+    pub(crate) fn way_back(&self) -> Option<(&Domain, &Domain, PeerLimits)> {
         let is_peer = |(domain, _): &(Domain, Seat)| *domain == self.peer;
         let open = self.bidirectional && self.authenticated.iter().any(is_peer);
-        open.then_some((&self.local, &self.peer))
+        open.then_some((&self.local, &self.peer, self.peer_limits))
     }
 
     /// The authenticated domain that an address is of.
@@ -407,7 +412,10 @@ impl Inbound {
             // In either namespace, since ejabberd confused them, and with any content. It is asked for
             // before authentication (XEP-0288 §2.2); at odd times it has no effect.
             (ns::BIDI | ns::BIDI_FEATURE, _) => {
-                self.bidirectional |= element.name() == "bidi" && !self.is_authenticated();
+                if element.name() == "bidi" && !self.is_authenticated() {
+                    self.bidirectional = true;
+                    self.peer_limits = PeerLimits::of(element);
+                }
                 Ok(None)
             }
             _ => Err(Fault::refuse(

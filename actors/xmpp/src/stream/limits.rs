@@ -16,9 +16,9 @@ pub(crate) struct PeerLimits {
 }
 
 impl PeerLimits {
-    /// Reads the stream features of a peer.
-    pub(crate) fn of(features: &Element) -> Self {
-        let limits = features.child("limits", NAMESPACE);
+    /// Reads the stream features of a peer, or its request for the way back.
+    pub(crate) fn of(element: &Element) -> Self {
+        let limits = element.child("limits", NAMESPACE);
         let number = |name| {
             let text = limits?.child(name, NAMESPACE)?.text();
             text.trim().parse::<u64>().ok().filter(|number| *number > 0)

@@ -27,6 +27,10 @@ use crate::xml::header::StreamHeader;
 use crate::xml::stream_error::StreamCondition;
 use crate::xml::{Element, write};
 
+/// For so many attempts in their full length there is time, over all targets: whoever owns a name decides how
+/// many it has.
+const ATTEMPTS_IN_TIME: u32 = 4;
+
 /// Why there is no stream. The text is for the operator's log.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
@@ -191,7 +195,7 @@ pub(crate) async fn open(
     let attempt = async |reached, approach| {
         authenticated(ingress, local, remote, reached, approach, &trace).await
     };
-    let opened = on_each_target(ingress, remote, async |reached: Reached| {
+    let opening = on_each_target(ingress, remote, async |reached: Reached| {
         let target = reached.target.clone();
         match attempt(reached, Approach::Any).await? {
             Attempt::Done(opened) => return Ok(*opened),
@@ -203,8 +207,11 @@ pub(crate) async fn open(
             Attempt::Done(opened) => Ok(*opened),
             Attempt::RefusedAndEnded => Err(Failure::NoMethod),
         }
-    })
-    .await;
+    });
+    let limit = ingress.config().authentication_timeout() * ATTEMPTS_IN_TIME;
+    let opened = timeout(limit, opening)
+        .await
+        .unwrap_or(Err(Failure::TimedOut));
     let mut trace = trace.into_inner();
     match opened {
         Ok(opened) => {
