@@ -11,6 +11,7 @@ use thiserror::Error;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -78,6 +79,11 @@ pub enum LogError {
     /// `log.filter` is no filter.
     #[error("log.filter is no list of levels or target=level directives: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// A word in `log.filter` that is no level would log nothing but the target of that name.
+    #[error(
+        "log.filter: {0:?} is no level: write off, error, warn, info, debug or trace, or target=level"
+    )]
+    Level(String),
     /// A value is out of bounds.
     #[error("log.{key} {rule}")]
     Bounds {
@@ -130,6 +136,11 @@ pub fn lines_lost() -> u64 {
 pub fn inspect(config: &Config) -> Result<EnvFilter, LogError> {
     const KEEP_DAYS_MAX: u32 = 3_650;
     let filter = EnvFilter::builder().parse(&config.filter)?;
+    let mut words = config.filter.split(',').map(str::trim);
+    let is_level = |word: &str| word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();
+    if let Some(word) = words.find(|word| !word.is_empty() && !is_level(word)) {
+        return Err(LogError::Level(word.to_owned()));
+    }
     if config.to == Target::Files {
         let rules = [
             (
@@ -147,6 +158,10 @@ pub fn inspect(config: &Config) -> Result<EnvFilter, LogError> {
         if let Some((_, key, rule)) = rules.into_iter().find(|(broken, ..)| *broken) {
             return Err(LogError::Bounds { key, rule });
         }
+        files::writable(&config.path).map_err(|source| LogError::Directory {
+            path: config.path.clone(),
+            source,
+        })?;
     }
     Ok(filter)
 }
@@ -226,7 +241,7 @@ mod tests {
         change(&mut config);
         let found = inspect(&config).err().map(|error| error.to_string());
         match expected {
-            None => assert_eq!(found, None),
+            None => assert_eq!(found, None, "{config:?}"),
             Some(start) => assert!(
                 found.as_ref().is_some_and(|found| found.starts_with(start)),
                 "{found:?}"
@@ -238,8 +253,23 @@ mod tests {
     fn what_cannot_be_is_refused() {
         check(|_| {}, None);
         check(|c| c.filter = "info,=,".to_owned(), Some("log.filter"));
+        check(
+            |c| c.filter = "loud".to_owned(),
+            Some("log.filter: \"loud\""),
+        );
+        check(
+            |c| c.filter = "info, quiet".to_owned(),
+            Some("log.filter: \"quiet\""),
+        );
+        for filter in ["", "off", "warn,xmpp=debug", "info, apns=trace", "INFO"] {
+            check(|c| c.filter = filter.to_owned(), None);
+        }
         check(|c| c.keep_days = 0, None);
-        let files = |config: &mut Config| config.to = Target::Files;
+        let directory = tempfile::tempdir().unwrap();
+        let files = |config: &mut Config| {
+            config.to = Target::Files;
+            config.path = directory.path().join("below");
+        };
         check(files, None);
         check(
             |c| {
@@ -261,6 +291,14 @@ mod tests {
                 c.path = PathBuf::new();
             },
             Some("log.path"),
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        check(
+            |c| {
+                files(c);
+                c.path = file.path().join("below");
+            },
+            Some("the log directory"),
         );
     }
 

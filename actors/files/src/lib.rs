@@ -164,6 +164,24 @@ pub fn create_private(directory: &Path) -> io::Result<()> {
     File::open(parent(directory))?.sync_all()
 }
 
+/// Fails unless a directory, or the nearest one above it that exists, can be listed and takes new files.
+///
+/// # Errors
+/// As the system says.
+pub fn writable(directory: &Path) -> io::Result<()> {
+    let nearest = directory.ancestors().find(|path| path.exists());
+    let nearest = nearest.unwrap_or(Path::new("."));
+    fs::read_dir(nearest)?;
+    // A file without a name: nobody sees it and it is gone when closed.
+    tempfile::tempfile_in(nearest).map(drop)
+}
+
+/// Whether others than its owner and its group may read a file. One that cannot be looked at is none.
+#[must_use]
+pub fn is_public(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o007 != 0)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
@@ -216,6 +234,29 @@ mod tests {
         assert_eq!(fs::read_dir(parent(&path)).unwrap().count(), 1);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(read_private(&path, 3), Err(Error::Exposed)));
+    }
+
+    #[test]
+    fn directories_that_take_files() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(writable(directory.path()).is_ok());
+        assert!(writable(&directory.path().join("a").join("b")).is_ok());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(writable(&file.join("below")).is_err());
+    }
+
+    #[test]
+    fn what_everybody_may_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        assert!(!is_public(&path));
+        fs::write(&path, "").unwrap();
+        for (mode, public) in [(0o644, true), (0o640, false), (0o600, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_public(&path), public, "{mode:o}");
+        }
     }
 
     #[test]

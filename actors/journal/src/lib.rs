@@ -95,7 +95,16 @@ pub fn inspect(config: &Config) -> Vec<Error> {
     if !findings.is_empty() {
         return findings;
     }
-    findings.extend(check_directory(config).err());
+    match check_directory(config) {
+        Ok(()) if config.record > Record::Off => {
+            let writable = files::writable(&config.path);
+            findings.extend(writable.err().map(|source| Error::Directory {
+                path: config.path.clone(),
+                source,
+            }));
+        }
+        checked => findings.extend(checked.err()),
+    }
     findings.extend(HashKey::load(&config.key_file).err());
     findings
 }

@@ -1,8 +1,6 @@
 //! The opened store with its keys: what the actors of this crate share.
 
 use std::fmt;
-use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -138,10 +136,14 @@ fn look(config: &Config, findings: &mut Vec<Error>) -> Result<(), Error> {
         return keys_of(config, key, &store).map(drop);
     }
     let directory = files::parent(&config.key_file);
-    findings.extend(writable(directory).err().map(|source| Error::KeyFile {
-        path: config.key_file.clone(),
-        source,
-    }));
+    findings.extend(
+        files::writable(directory)
+            .err()
+            .map(|source| Error::KeyFile {
+                path: config.key_file.clone(),
+                source,
+            }),
+    );
     if sled::exists(&config.path) {
         let store = SledStore::open(&config.path, config.cache_bytes)?;
         return check_empty(config, &store);
@@ -149,7 +151,7 @@ fn look(config: &Config, findings: &mut Vec<Error>) -> Result<(), Error> {
     if config.path.exists() {
         sled::check_files(&config.path)?;
     }
-    writable(&config.path).map_err(|source| Error::StoreDirectory {
+    files::writable(&config.path).map_err(|source| Error::StoreDirectory {
         path: config.path.clone(),
         source,
     })
@@ -182,13 +184,6 @@ fn check_empty(config: &Config, store: &SledStore) -> Result<(), Error> {
     } else {
         Err(key_missing(config))
     }
-}
-
-/// Fails unless a directory, or the nearest one above it that exists, takes new files.
-fn writable(directory: &Path) -> io::Result<()> {
-    let nearest = directory.ancestors().find(|path| path.exists());
-    // A file without a name: nobody sees it and it is gone when closed.
-    tempfile::tempfile_in(nearest.unwrap_or(Path::new("."))).map(drop)
 }
 
 /// The keys, if they are those that the store was written with. They may be those that a first start or a
@@ -236,6 +231,7 @@ fn key_missing(config: &Config) -> Error {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
     use super::*;
     use files::create_private;

@@ -173,12 +173,18 @@ pub enum Error {
     #[error("TLS cannot be set up ({0}): this is a fault of the build")]
     Tls(#[from] rustls::Error),
     /// A certificate that peers will refuse.
-    #[error("{} does not cover the domain {domain}: get a certificate for it", certificate.display())]
+    #[error("{} does not cover the domain {domain}: get a certificate with it among its subject alternative names", certificate.display())]
     NotCovered {
         /// The certificate's file.
         certificate: PathBuf,
         /// The served domain.
         domain: String,
+    },
+    /// A private key that is none.
+    #[error("{} can be read by everybody on this machine: take that away with chmod o-rwx", file.display())]
+    ExposedKey {
+        /// The file.
+        file: PathBuf,
     },
     /// A certificate that peers refuse already.
     #[error("{} has expired: renew it", certificate.display())]
@@ -210,9 +216,7 @@ pub enum Error {
     #[error("the system gives no random numbers: check /dev/urandom")]
     Random,
     /// An address that cannot be listened on.
-    #[error(
-        "cannot listen on {address} ({source}): free the port or change xmpp.listen or xmpp.listen_tls"
-    )]
+    #[error("cannot listen on {address} ({source}): {}", way_out(source))]
     Bind {
         /// The address.
         address: SocketAddr,
@@ -222,4 +226,18 @@ pub enum Error {
     /// Listening sockets cannot be handed to the runtime.
     #[error("listening sockets cannot be used ({0}): check the limit of open files")]
     Sockets(#[source] std::io::Error),
+}
+
+/// What to do about an address that cannot be listened on.
+fn way_out(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need the capability CAP_NET_BIND_SERVICE; take another one in xmpp.listen or \
+             xmpp.listen_tls"
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "give an address of this machine in xmpp.listen or xmpp.listen_tls"
+        }
+        _ => "free the port or change xmpp.listen or xmpp.listen_tls",
+    }
 }

@@ -99,6 +99,9 @@ impl Ingress {
     ) -> Result<Self, Vec<Error>> {
         let mut errors = config.errors();
         let loaded = load_domains(domains, &config.privacy, &mut errors);
+        for exposed in exposed_keys(domains) {
+            tracing::warn!("{exposed}");
+        }
         let hosts = load_hosts(config, &mut errors);
         let policy = Policy::load(config, &mut errors);
         let (trust, unreadable) = load_trust(config);
@@ -494,7 +497,18 @@ pub fn inspect(config: &Config, domains: &[DomainConfig], clock: &Clock) -> Vec<
     for config in domains {
         findings.extend(inspect_certificate(config, clock));
     }
+    findings.extend(exposed_keys(domains).map(|error| Finding {
+        fatal: false,
+        error,
+    }));
     findings
+}
+
+/// Private keys that everybody on the machine may read.
+fn exposed_keys(domains: &[DomainConfig]) -> impl Iterator<Item = Error> {
+    let keys = domains.iter().filter_map(|domain| domain.key.as_ref());
+    keys.filter(|key| files::is_public(key))
+        .map(|key| Error::ExposedKey { file: key.clone() })
 }
 
 /// Why the folder of a file that is still to be made cannot be made either: no part of its path exists.
