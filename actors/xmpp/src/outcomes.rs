@@ -3,9 +3,10 @@
 //! Both directions and all lanes report here; the actor answers the operator's tools and
 //! tells once an interval what was not logged.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -396,12 +397,15 @@ impl Records {
 
 type Key = (Domain, Direction);
 
-/// So many outcomes, the latest.
+/// So many outcomes, the latest. Where all places are taken the source that holds most gives its oldest:
+/// one with a name for each stream pushes out no peer of another.
 struct Places {
     max: usize,
     /// By the time they came.
     outcomes: BTreeMap<u64, PeerOutcome>,
     times: HashMap<Key, u64>,
+    /// The times of what came from each address; of IPv6, a /64.
+    sources: HashMap<Option<IpAddr>, BTreeSet<u64>>,
     next: u64,
 }
 
@@ -411,6 +415,7 @@ impl Places {
             max,
             outcomes: BTreeMap::new(),
             times: HashMap::new(),
+            sources: HashMap::new(),
             next: 0,
         }
     }
@@ -421,18 +426,38 @@ impl Places {
 
     fn take(&mut self, key: &Key) -> Option<PeerOutcome> {
         let time = self.times.remove(key)?;
-        self.outcomes.remove(&time)
+        let outcome = self.outcomes.remove(&time)?;
+        let source = source(&outcome);
+        if let Some(times) = self.sources.get_mut(&source) {
+            times.remove(&time);
+            if times.is_empty() {
+                self.sources.remove(&source);
+            }
+        }
+        Some(outcome)
     }
 
     fn put(&mut self, key: Key, outcome: PeerOutcome) {
+        let times = self.sources.entry(source(&outcome)).or_default();
+        times.insert(self.next);
         self.times.insert(key, self.next);
         self.outcomes.insert(self.next, outcome);
         self.next += 1;
         while self.outcomes.len() > self.max {
-            if let Some((_, oldest)) = self.outcomes.pop_first() {
-                self.times.remove(&(oldest.peer, oldest.direction));
-            }
+            let Some(key) = self.oldest_of_most() else {
+                return;
+            };
+            self.take(&key);
         }
+    }
+
+    fn oldest_of_most(&self) -> Option<Key> {
+        let most = self
+            .sources
+            .values()
+            .max_by_key(|times| (times.len(), Reverse(times.first())))?;
+        let oldest = self.outcomes.get(most.first()?)?;
+        Some((oldest.peer.clone(), oldest.direction))
     }
 
     fn outcomes(&self) -> impl Iterator<Item = &PeerOutcome> {
@@ -442,6 +467,10 @@ impl Places {
     fn len(&self) -> u64 {
         self.outcomes.len() as u64
     }
+}
+
+fn source(outcome: &PeerOutcome) -> Option<IpAddr> {
+    outcome.address.map(|address| census::network(address.ip()))
 }
 
 #[cfg(test)]
@@ -579,6 +608,46 @@ mod tests {
                 ("z.test", Direction::In, None),
             ],
         );
+    }
+
+    #[test]
+    fn one_source_with_many_names_pushes_out_only_its_own() {
+        let (outcomes, _) = outcomes(4);
+        let at = |peer: &str, address: &str| Trace {
+            address: Some(address.parse().unwrap()),
+            ..trace(peer, Direction::In, Stage::Open)
+        };
+        let stays = [
+            ("a.test", Direction::In, None),
+            ("b.test", Direction::In, None),
+        ];
+        outcomes.opened(&at("a.test", "192.0.2.1:1"));
+        outcomes.opened(&at("b.test", "192.0.2.2:1"));
+        // Whatever port or address of its /64 it takes.
+        for n in 0..10 {
+            outcomes.opened(&at(
+                &format!("{n}.evil.test"),
+                &format!("[2001:db8::{n}]:{n}"),
+            ));
+        }
+        let own = [
+            ("8.evil.test", Direction::In, None),
+            ("9.evil.test", Direction::In, None),
+        ];
+        check(&outcomes, &[own, stays].concat());
+        // Of sources that hold the same the oldest goes.
+        outcomes.opened(&at("c.test", "192.0.2.3:1"));
+        outcomes.opened(&at("d.test", "192.0.2.4:1"));
+        check(
+            &outcomes,
+            &[
+                ("9.evil.test", Direction::In, None),
+                ("b.test", Direction::In, None),
+                ("c.test", Direction::In, None),
+                ("d.test", Direction::In, None),
+            ],
+        );
+        assert_eq!(outcomes.lock().proven.sources.len(), 4);
     }
 
     #[test]
