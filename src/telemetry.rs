@@ -135,8 +135,10 @@ pub fn lines_lost() -> u64 {
 /// The first [`LogError`] found.
 pub fn inspect(config: &Config) -> Result<EnvFilter, LogError> {
     const KEEP_DAYS_MAX: u32 = 3_650;
-    let filter = EnvFilter::builder().parse(&config.filter)?;
-    let mut words = config.filter.split(',').map(str::trim);
+    // People put blanks behind commas.
+    let text: String = config.filter.split_whitespace().collect();
+    let filter = EnvFilter::builder().parse(&text)?;
+    let mut words = text.split(',');
     let is_level = |word: &str| word.contains(['=', '[']) || word.parse::<LevelFilter>().is_ok();
     if let Some(word) = words.find(|word| !word.is_empty() && !is_level(word)) {
         return Err(LogError::Level(word.to_owned()));
