@@ -185,7 +185,7 @@ impl Driver {
     }
 
     /// An exchange has ended.
-    fn land(&mut self, place: usize, answer: Result<Reply, h2::Error>, now: Instant) {
+    fn land(&mut self, place: usize, answer: Result<Reply, (Loss, h2::Error)>, now: Instant) {
         let Some(Request::Live {
             push, issued_at, ..
         }) = self.requests.try_remove(place)
@@ -218,11 +218,11 @@ impl Driver {
                     }
                 }
             }
-            Err(error) => {
+            Err((loss, error)) => {
                 if error.is_go_away() {
                     self.retire(&words(&error));
                 }
-                route.lost(push, Loss::from(&error), now);
+                route.lost(push, loss, now);
             }
         }
     }

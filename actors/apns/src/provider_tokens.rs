@@ -26,6 +26,9 @@ const CHECK: Duration = Duration::from_secs(10);
 /// A kept token is not begun with when APNs would call it expired this soon.
 const AGE_MAX: Duration = Duration::from_secs(59 * 60);
 
+/// By so much a token may be ahead of the clock without a word: clocks are corrected by little all the time.
+const AHEAD_MAX: Duration = Duration::from_secs(60);
+
 /// How long another process may look at the file of a token before it is asked for again. It takes it a
 /// millisecond.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
@@ -102,6 +105,8 @@ struct Issuer {
     refused: bool,
     /// The key file has another key than the one that signed the last token.
     rekeyed: bool,
+    /// That the last token is of the future was told.
+    told_ahead: bool,
     /// How often in a row another process looked at the file.
     busy: u32,
     subscribers: Vec<Recipient<UseProviderToken>>,
@@ -136,6 +141,7 @@ impl Issuer {
             last: None,
             refused: false,
             rekeyed: false,
+            told_ahead: false,
             busy: 0,
             subscribers: Vec::new(),
         }
@@ -150,6 +156,21 @@ impl Issuer {
         let in_slot = is_in_slot(last.token.issued_at, now, slot);
         let since = between(last.wall, now).max(last.at.elapsed());
         self.rekeyed || ((self.refused || !in_slot) && since >= AGE_MIN)
+    }
+
+    /// Says once of each token that the clock was set back behind it.
+    fn tell_ahead(&mut self, now: UnixSeconds) {
+        let Some(last) = &self.last else { return };
+        let ahead = between(now, last.token.issued_at);
+        if ahead > AHEAD_MAX && !self.told_ahead {
+            self.told_ahead = true;
+            tracing::warn!(
+                key = ?self.key.id(),
+                ahead_seconds = ahead.as_secs(),
+                "this machine's clock was set back, and the provider token is of the future: APNs may refuse \
+                 it until it is replaced, 20 minutes after it was made"
+            );
+        }
     }
 
     /// Whether a kept token is one to go on with.
@@ -239,6 +260,7 @@ impl Issuer {
         });
         self.refused = false;
         self.rekeyed = false;
+        self.told_ahead = false;
         self.busy = 0;
     }
 }
@@ -303,6 +325,7 @@ impl ProviderTokens {
         let mut busy = false;
         for issuer in self.issuers.values_mut() {
             if !issuer.due(now, self.slot) {
+                issuer.tell_ahead(now);
                 continue;
             }
             match issuer.issue(now, self.slot) {

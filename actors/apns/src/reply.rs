@@ -120,10 +120,17 @@ impl Exchange {
 }
 
 impl Future for Exchange {
-    type Output = (usize, Result<Reply, h2::Error>);
+    type Output = (usize, Result<Reply, (Loss, h2::Error)>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let reply = ready!(self.poll_reply(cx));
+        let reply = ready!(self.poll_reply(cx)).map_err(|error| {
+            let loss = match self.stage {
+                Stage::Head(_) => Loss::from(&error),
+                // Who has begun to answer has read the request, whatever is said of it afterwards.
+                Stage::Body { .. } => Loss::Broken,
+            };
+            (loss, error)
+        });
         Poll::Ready((self.place, reply))
     }
 }

@@ -435,7 +435,7 @@ impl Route {
         let error: String = error.to_string().chars().take(WORDS_MAX).collect();
         tracing::warn!(
             endpoint = %self.upstream.authority,
-            key = ?self.upstream.key.as_ref().map(|key| key.id()),
+            key = self.upstream.key.as_ref().map(|key| &*key.id().key_id),
             waiting = self.waiting.borrow().len(),
             held_back,
             "no connection to APNs: {error}"

@@ -60,12 +60,15 @@ impl SigningKey {
     /// The file changed to something that is no key; the old one stays in use.
     pub(crate) fn reload(&self) -> Result<bool, String> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = files::read(&self.file, files::SMALL).unwrap_or_default();
-        let seen = digest(&SHA256, &text);
+        let read = files::read(&self.file, files::SMALL);
+        let seen = digest(&SHA256, read.as_deref().unwrap_or_default());
         if current.seen == seen.as_ref() {
             return Ok(false);
         }
         current.seen = seen.as_ref().to_vec();
+        let text = read.map_err(|error| {
+            format!("cannot be read ({error}): put it back, the next start needs it")
+        })?;
         let signer = Signer::from_pem(self.id.clone(), &text)?;
         if signer.public_key() == current.signer.public_key() {
             return Ok(false);
@@ -110,6 +113,11 @@ mod tests {
         assert_eq!(key.reload(), Ok(true));
         assert_eq!(key.generation(), 1);
         assert_ne!(key.signer().public_key(), first);
+        assert_eq!(key.reload(), Ok(false));
+
+        std::fs::remove_file(&file).unwrap();
+        let problem = key.reload().unwrap_err();
+        assert!(problem.contains("cannot be read"), "{problem}");
         assert_eq!(key.reload(), Ok(false));
     }
 }

@@ -144,13 +144,13 @@ impl Route {
             }
             Class::Unknown => {
                 count(&ledger.counters.unknown_reasons);
-                tracing::debug!(status = reply.status, %reason, "unknown reason");
-                push.app.alarm(
-                    &ErrorReason::known("unknown"),
-                    now,
-                    "APNs gave a reason this version does not know: registrations are kept; look for an \
-                     update",
+                let what_to_do = format!(
+                    "APNs answers {} {reason}, which this version does not know: registrations are kept; look \
+                     for an update",
+                    reply.status
                 );
+                push.app
+                    .alarm(&ErrorReason::known("unknown"), now, &what_to_do);
                 reject(&push, Rejection::Unavailable);
                 Fate::Keep
             }

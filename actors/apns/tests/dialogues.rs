@@ -309,6 +309,23 @@ async fn a_refused_stream_goes_again_at_once() {
 }
 
 #[actix::test]
+async fn a_stream_refused_after_the_answer_began_is_in_doubt() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut apns = peer.accept_frames(100).await;
+    let stream = apns.request().await;
+    apns.begin_answer(stream, 500).await;
+    apns.reset(stream, REFUSED_STREAM).await;
+    let stream = apns.request().await;
+    apns.answer(stream, 200).await;
+    world.all_accepted(1).await;
+    assert_eq!(world.counter("apns_pushes_resent_total").await, 1);
+    assert_eq!(world.counter("apns_pushes_repeated_total").await, 0);
+    world.end().await;
+}
+
+#[actix::test]
 async fn a_peer_that_refuses_everything_is_not_asked_forever() {
     let peer = Peer::start().await;
     let config = Config {

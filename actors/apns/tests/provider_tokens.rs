@@ -7,9 +7,10 @@
     reason = "tests fail by panicking"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use apns::{AppConfig, Config, Upstreams, provider_tokens};
@@ -44,14 +45,7 @@ impl Signer {
         let authority = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let ca_file = directory.path().join("ca.pem");
         std::fs::write(&ca_file, authority.cert.pem()).unwrap();
-        let app = AppConfig {
-            topic: "com.example.app".to_owned(),
-            team_id: "DEF123GHIJ".to_owned(),
-            key_id: "ABC123DEFG".to_owned(),
-            key_file,
-            ca_file: Some(ca_file),
-            ..AppConfig::default()
-        };
+        let app = app_in(directory.path());
         let clock = Clock::manual(UnixMillis(seconds * 1_000));
         let apps = BTreeMap::from([("app".to_owned(), app)]);
         let tokens = directory.path().join("tokens");
@@ -126,6 +120,18 @@ impl Signer {
         let signed = &health.counters[0];
         assert_eq!(signed.0, "provider_tokens_signed_total");
         signed.1
+    }
+}
+
+/// An app whose key and authority lie there.
+fn app_in(directory: &Path) -> AppConfig {
+    AppConfig {
+        topic: "com.example.app".to_owned(),
+        team_id: "DEF123GHIJ".to_owned(),
+        key_id: "ABC123DEFG".to_owned(),
+        key_file: directory.join("key.p8"),
+        ca_file: Some(directory.join("ca.pem")),
+        ..AppConfig::default()
     }
 }
 
@@ -445,4 +451,65 @@ async fn subscribers_that_are_gone_are_dropped() {
     signer.pass(4 * 60 - 1).await;
     assert!(!short.connected());
     assert_eq!(long.drain().len(), 6, "the others go on");
+}
+
+/// Where a process of [`processes_that_start_at_once_use_one_token`] finds key and authority.
+const FILES: &str = "PROVIDER_TOKENS_FILES";
+
+/// What it has as `token_dir`.
+const TOKENS: &str = "PROVIDER_TOKENS_DIRECTORY";
+
+/// What stands before the token that such a process prints.
+const FOUND: &str = "provider token: ";
+
+/// Each is this program once more, with the system's clock, and waits for its input to end before it asks.
+#[actix::test]
+async fn processes_that_start_at_once_use_one_token() {
+    const ROUNDS: usize = 5;
+    const PROCESSES: usize = 2;
+    if let Some(directory) = std::env::var_os(FILES).map(PathBuf::from) {
+        let apps = BTreeMap::from([("app".to_owned(), app_in(&directory))]);
+        std::io::read_to_string(std::io::stdin()).unwrap();
+        let handles = process(
+            &apps,
+            &Clock::system(),
+            std::env::var_os(TOKENS).unwrap().into(),
+        );
+        println!(
+            "\n{FOUND}{}",
+            Signer::first_of(&handles).await.bearer.as_str()
+        );
+        return;
+    }
+    let signer = Signer::start();
+    for round in 0..ROUNDS {
+        let mut children: Vec<_> = (0..PROCESSES)
+            .map(|_| {
+                Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", "processes_that_start_at_once_use_one_token"])
+                    .arg("--nocapture")
+                    .env(FILES, signer.directory.path())
+                    .env(
+                        TOKENS,
+                        signer.directory.path().join(format!("round-{round}")),
+                    )
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        for child in &mut children {
+            drop(child.stdin.take());
+        }
+        let tokens: BTreeSet<String> = children
+            .into_iter()
+            .map(|child| {
+                let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+                let token = output.lines().find_map(|line| line.strip_prefix(FOUND));
+                token.expect("it prints its token").to_owned()
+            })
+            .collect();
+        assert_eq!(tokens.len(), 1, "{PROCESSES} processes");
+    }
 }

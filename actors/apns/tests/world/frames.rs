@@ -60,13 +60,22 @@ impl Frames {
 
     /// Answers a request with a status and no body.
     pub async fn answer(&mut self, stream: u32, status: u16) {
+        self.head(stream, status, END_STREAM).await;
+    }
+
+    /// The beginning of an answer whose body is still to come.
+    pub async fn begin_answer(&mut self, stream: u32, status: u16) {
+        self.head(stream, status, 0).await;
+    }
+
+    async fn head(&mut self, stream: u32, status: u16, flags: u8) {
         // HPACK: `:status: 200` is entry 8; the others as a literal with that entry's name.
         let mut block = vec![0x88];
         if status != 200 {
             block = vec![0x08, 3];
             block.extend(status.to_string().bytes());
         }
-        self.write(HEADERS, END_STREAM | END_HEADERS, stream, &block)
+        self.write(HEADERS, flags | END_HEADERS, stream, &block)
             .await;
     }
 
