@@ -62,7 +62,10 @@ impl Certificate {
                 Some(key_file) => ("certificate_key_file", key_file),
                 None => ("certificate_file", file),
             };
-            let key = PrivateKeyDer::from_pem_file(key_file)
+            let pem = files::read(key_file, files::SMALL)
+                .map(Zeroizing::new)
+                .map_err(|error| (name, format!("cannot be read: {error}")))?;
+            let key = PrivateKeyDer::from_pem_slice(&pem)
                 .map_err(|_| (name, "holds no private key in PEM".to_owned()))?;
             (chain, key)
         };

@@ -70,12 +70,17 @@ impl TokenFile {
             .recursive(true)
             .mode(0o700)
             .create(&self.directory)?;
+        let path = self.path("lock");
+        // Opening a pipe would wait for somebody who reads from it.
+        if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+            return Err(Shut::Failed(io::ErrorKind::InvalidInput.into()));
+        }
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(PRIVATE)
-            .open(self.path("lock"))?;
+            .open(path)?;
         match lock.try_lock() {
             Ok(()) => Ok(Locked {
                 file: self,
