@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex};
 use actix::{Actor, Context, Handler, Message, MessageResult};
 use messages::{
     AppId, BareJid, Claim, Clock, CommandAction, CommandError, CommandStage, CommandStatus,
-    ConfirmCase, DescribeRegistrations, DeviceToken, Domain, EraseJournal, EraseRegistrations,
-    ErasedRecords, FindRegistration, JournalBatch, JournalCursor, JournalEvent, JournalLine,
-    JournalPage, NodeId, PrivacyCommand, Proof, ReadJournal, RegistrationDetails, RegistrationKey,
-    RotateKeys, RunPrivacyCommand, SweepOutdated, SyncJournal, UnixMillis, UnixSeconds,
+    ConfirmCase, DescribeRegistrations, DeviceToken, Domain, Drain, EraseJournal,
+    EraseRegistrations, ErasedRecords, FindRegistration, JournalBatch, JournalCursor, JournalError,
+    JournalEvent, JournalLine, JournalPage, NodeId, PrivacyCommand, Proof, ReadJournal,
+    RegistrationDetails, RegistrationKey, RotateKeys, RunPrivacyCommand, SweepOutdated,
+    SyncJournal, UnixMillis, UnixSeconds,
 };
 use privacy::admin::{Answer, Refusal, Request};
 use privacy::desk::{self, Edges, Handles, JournalEdges, Prepared, Serve};
@@ -39,6 +40,8 @@ struct Contents {
     journal: Vec<JournalEvent>,
     subjects: Vec<messages::Subject>,
     synced: usize,
+    /// Whether the journal cannot be erased from.
+    is_stuck: bool,
 }
 
 struct Behind(Held);
@@ -127,13 +130,17 @@ behind!(SyncJournal, |_sync, contents| {
     Ok(())
 });
 behind!(EraseJournal, |erase, contents| {
-    let records = contents.lines as u64;
-    contents.lines = 0;
-    contents.subjects.push(erase.subject);
-    Ok(ErasedRecords {
-        records,
-        segments: 1,
-    })
+    if contents.is_stuck {
+        Err(JournalError::Files)
+    } else {
+        let records = contents.lines as u64;
+        contents.lines = 0;
+        contents.subjects.push(erase.subject);
+        Ok(ErasedRecords {
+            records,
+            segments: 1,
+        })
+    }
 });
 behind!(ReadJournal, |read, contents| {
     contents.subjects.push(read.subject.clone());
@@ -293,6 +300,50 @@ impl Rig {
         let path = self.directory.path().join("privacy").join("cases.json");
         let text = std::fs::read_to_string(path).unwrap_or_default();
         text.contains(needle)
+    }
+}
+
+#[actix_rt::test]
+async fn an_erasure_that_was_cut_short_is_finished_by_the_next_start() {
+    let mut rig = Rig::start(3);
+    rig.held.0.lock().unwrap().is_stuck = true;
+    let (case, _) = rig.open().await;
+    let erase = |reason: &str| Request::Erase {
+        case: case.clone(),
+        override_reason: Some(reason.to_owned()),
+    };
+    assert!(rig.ask(erase("seen")).await.is_err());
+    {
+        let mut contents = rig.held.0.lock().unwrap();
+        assert!(!contents.registered, "the store is done first");
+        assert_eq!(contents.lines, 3);
+        contents.is_stuck = false;
+        // Somebody who comes back before the rest is done.
+        contents.registered = true;
+    }
+    assert!(rig.holds("owed"));
+    rig.restart();
+    let drain = Drain {
+        deadline: std::time::Instant::now() + std::time::Duration::from_secs(60),
+        farewell: std::time::Duration::ZERO,
+    };
+    rig.send(&rig.desk.drain, drain).await;
+    let contents = rig.held.0.lock().unwrap();
+    assert_eq!(contents.lines, 0);
+    assert_eq!(contents.subjects[0].account, Some(ada()));
+    // What only the store has led to before.
+    assert_eq!(
+        contents.subjects[0].registrations,
+        [RegistrationKey([7; 16])]
+    );
+    assert_eq!(contents.erased.len(), 1, "what came later stays");
+    assert!(contents.journal.iter().any(|event| matches!(
+        event,
+        JournalEvent::Erased(erased)
+            if erased.proof == Proof::Override && erased.records == 3 && erased.registrations == 1
+    )));
+    for left in ["owed", "ada@", token().as_str()] {
+        assert!(!rig.holds(left), "{left}");
     }
 }
 
