@@ -15,7 +15,7 @@ use actix::{
 use messages::{
     CaseId, Claim, Clock, CommandError, CommandStage, ConfirmCase, DescribeRegistrations, Domain,
     Drain, Drained, EraseJournal, EraseRegistrations, ErasedEvent, FindRegistration, Health,
-    JournalBatch, JournalEntry, JournalError, JournalEvent, OfferPost, Probe, Proof, ReadJournal,
+    JournalEntry, JournalError, JournalEvent, OfferPost, Probe, Proof, ReadJournal,
     RegistrationDetails, RegistrationKey, RegistryError, RotateKeys, RunPrivacyCommand,
     SendMessage, Subject, SweepError, SweepOutdated, SweptOutdated, SyncJournal, UnixSeconds,
 };
@@ -63,13 +63,11 @@ pub struct Edges {
 /// The journal's side of [`Edges`].
 #[derive(Clone)]
 pub struct JournalEdges {
-    /// Is told.
-    pub record: Recipient<JournalBatch>,
     /// Shows a person's lines.
     pub read: Recipient<ReadJournal>,
     /// Erases them.
     pub erase: Recipient<EraseJournal>,
-    /// Has on disk what it was told.
+    /// Is told, and has it on disk.
     pub sync: Recipient<SyncJournal>,
 }
 
@@ -339,22 +337,20 @@ impl Core {
         Failure::Failed
     }
 
-    fn record(&self, event: JournalEvent) {
-        let Some(journal) = &self.edges.journal else {
-            return;
-        };
-        let at = self.now();
-        let items = vec![JournalEntry { at, event }];
-        if journal.record.try_send(JournalBatch { items }).is_err() {
-            tracing::error!("the journal is gone: an access or erasure is not in it");
+    /// Has the journal keep what was done for a person. They get it whether the journal can or not.
+    async fn record(&self, event: JournalEvent) {
+        if self.record_durably(event).await.is_err() {
+            tracing::error!("the journal failed: an access or erasure may not be in it");
         }
     }
 
-    /// Has the journal keep what it was told, where a promise depends on it.
+    /// Has the journal keep an event, where what comes next depends on it.
     async fn record_durably(&self, event: JournalEvent) -> Result<(), Failure> {
-        self.record(event);
         if let Some(journal) = &self.edges.journal {
-            journal.sync.send(SyncJournal).timeout(SYNC_LIMIT).await??;
+            let at = self.now();
+            let items = vec![JournalEntry { at, event }];
+            let sync = journal.sync.send(SyncJournal { items });
+            sync.timeout(SYNC_LIMIT).await??;
         }
         Ok(())
     }
@@ -472,7 +468,8 @@ impl Core {
             proof: debt.proof,
             registrations: registrations as u64,
             records: records.unwrap_or_default(),
-        })));
+        })))
+        .await;
         tracing::info!(
             registrations,
             records,

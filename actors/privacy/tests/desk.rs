@@ -13,10 +13,10 @@ use actix::{Actor, Context, Handler, Message, MessageResult};
 use messages::{
     AppId, BareJid, Claim, Clock, CommandAction, CommandError, CommandStage, CommandStatus,
     ConfirmCase, DescribeRegistrations, DeviceToken, Domain, Drain, EraseJournal,
-    EraseRegistrations, ErasedRecords, FindRegistration, JournalBatch, JournalCursor, JournalError,
-    JournalEvent, JournalLine, JournalPage, NodeId, PrivacyCommand, Proof, ReadJournal,
-    RegistrationDetails, RegistrationKey, RotateKeys, RunPrivacyCommand, SweepOutdated,
-    SyncJournal, UnixMillis, UnixSeconds,
+    EraseRegistrations, ErasedRecords, FindRegistration, JournalCursor, JournalError, JournalEvent,
+    JournalLine, JournalPage, NodeId, PrivacyCommand, Proof, ReadJournal, RegistrationDetails,
+    RegistrationKey, RotateKeys, RunPrivacyCommand, SweepOutdated, SyncJournal, UnixMillis,
+    UnixSeconds,
 };
 use privacy::admin::{Answer, Refusal, Request};
 use privacy::desk::{self, Edges, Handles, JournalEdges, Prepared, Serve};
@@ -39,8 +39,7 @@ struct Contents {
     erased: Vec<Claim>,
     journal: Vec<JournalEvent>,
     subjects: Vec<messages::Subject>,
-    synced: usize,
-    /// Whether the journal cannot be erased from.
+    /// Whether the journal's files fail.
     is_stuck: bool,
 }
 
@@ -120,14 +119,14 @@ behind!(EraseRegistrations, |erase, contents| {
     Ok(gone)
 });
 behind!(RotateKeys, |_rotate, _contents| Ok(()));
-behind!(JournalBatch, |batch, contents| {
-    contents
-        .journal
-        .extend(batch.items.into_iter().map(|entry| entry.event));
-});
-behind!(SyncJournal, |_sync, contents| {
-    contents.synced += 1;
-    Ok(())
+behind!(SyncJournal, |sync, contents| {
+    if contents.is_stuck {
+        Err(JournalError::Files)
+    } else {
+        let events = sync.items.into_iter().map(|entry| entry.event);
+        contents.journal.extend(events);
+        Ok(())
+    }
 });
 behind!(EraseJournal, |erase, contents| {
     if contents.is_stuck {
@@ -204,7 +203,6 @@ impl Rig {
         let prepared = Prepared::open(&config(directory), Facts::default(), services).unwrap();
         let behind = Behind(held.clone()).start();
         let journal = JournalEdges {
-            record: behind.clone().recipient(),
             read: behind.clone().recipient(),
             erase: behind.clone().recipient(),
             sync: behind.clone().recipient(),
@@ -306,13 +304,14 @@ impl Rig {
 #[actix_rt::test]
 async fn an_erasure_that_was_cut_short_is_finished_by_the_next_start() {
     let mut rig = Rig::start(3);
+    let (case, code) = rig.open().await;
+    rig.say(ada(), &code).await.unwrap();
     rig.held.0.lock().unwrap().is_stuck = true;
-    let (case, _) = rig.open().await;
-    let erase = |reason: &str| Request::Erase {
-        case: case.clone(),
-        override_reason: Some(reason.to_owned()),
+    let erase = Request::Erase {
+        case,
+        override_reason: None,
     };
-    assert!(rig.ask(erase("seen")).await.is_err());
+    assert!(rig.ask(erase).await.is_err());
     {
         let mut contents = rig.held.0.lock().unwrap();
         assert!(!contents.registered, "the store is done first");
@@ -340,7 +339,7 @@ async fn an_erasure_that_was_cut_short_is_finished_by_the_next_start() {
     assert!(contents.journal.iter().any(|event| matches!(
         event,
         JournalEvent::Erased(erased)
-            if erased.proof == Proof::Override && erased.records == 3 && erased.registrations == 1
+            if erased.proof == Proof::Confirmation && erased.records == 3 && erased.registrations == 1
     )));
     for left in ["owed", "ada@", token().as_str()] {
         assert!(!rig.holds(left), "{left}");
@@ -527,9 +526,16 @@ async fn an_override_is_in_the_journal_before_anything_is_shown() {
     let (case, _) = rig.open().await;
     let empty = rig.export(&case, Some("  ")).await.unwrap_err();
     assert!(empty.refused.contains("reason"), "{empty:?}");
+    rig.held.0.lock().unwrap().is_stuck = true;
+    rig.export(&case, Some("showed a passport"))
+        .await
+        .unwrap_err();
+    // Nor is it taken for confirmed afterwards.
+    rig.held.0.lock().unwrap().is_stuck = false;
+    rig.export(&case, None).await.unwrap_err();
+    assert!(rig.held.0.lock().unwrap().claims.is_empty());
     rig.export(&case, Some("showed a passport")).await.unwrap();
     let held = rig.held.0.lock().unwrap();
-    assert_eq!(held.synced, 1);
     assert!(matches!(&held.journal[..],
         [JournalEvent::Overridden(overridden), JournalEvent::Accessed(accessed)]
         if &*overridden.reason == "showed a passport" && accessed.proof == Proof::Override));
