@@ -335,7 +335,6 @@ fn desk_edges(
         erase: registry.erase.clone(),
         rotate: registry.rotate.clone(),
         journal: Some(privacy::desk::JournalEdges {
-            record: journal.record.clone(),
             read: journal.read.clone(),
             erase: journal.erase.clone(),
             sync: journal.sync.clone(),

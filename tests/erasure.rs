@@ -11,8 +11,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use campanile::Settings;
 use campanile::dev::world::{Plan, World};
-use messages::NodeId;
+use messages::{BareJid, Clock, Domain, NodeId, ReadJournal, Subject};
 use simulators::server::{Flood, Pace, PublishShape, RegisterDevice, RegisteredDevice};
 use support::process::Campanile;
 use support::{Device, device_token, item_not_found};
@@ -94,7 +95,7 @@ async fn kill_9_during_erasures_brings_nobody_back() {
         bystanders.push(register(&world, number).await);
     }
     let mut erased: Vec<Device> = Vec::new();
-    let mut cut_short = 0;
+    let mut cut_short = Vec::new();
     for round in 0..ROUNDS {
         let mut leavers = Vec::new();
         for n in 0..LEAVERS {
@@ -125,13 +126,14 @@ async fn kill_9_during_erasures_brings_nobody_back() {
                 }
                 erased.push(device);
             } else {
-                cut_short += 1;
+                cut_short.push(device);
             }
         }
     }
     println!(
-        "{} erased and {cut_short} cut short in {ROUNDS} rounds",
-        erased.len()
+        "{} erased and {} cut short in {ROUNDS} rounds",
+        erased.len(),
+        cut_short.len()
     );
     assert!(erased.len() >= ROUNDS as usize);
     let devices = |devices: &[Device]| {
@@ -169,6 +171,40 @@ async fn kill_9_during_erasures_brings_nobody_back() {
         let answered = world.chat.trigger.send(trigger).await.unwrap().unwrap();
         assert_eq!(answered.answer, item_not_found());
     }
+    // The end waits for the erasures that the last start has gone on with.
     assert_eq!(service.terminate().await, Some(0));
+    let halves = halves(world.config_file(), &cut_short).await;
+    assert_eq!(
+        halves, [""; 0],
+        "erased from the store and not from the journal"
+    );
+    assert!(!holds(&world.directory().join("privacy"), "owed"));
     world.stop().await;
+}
+
+/// Those of whom the journal has something and the store has nothing.
+async fn halves(config: &Path, devices: &[Device]) -> Vec<String> {
+    let settings = Settings::load(config).unwrap();
+    let opened = journal::Journal::open(&settings.journal, Clock::system()).unwrap();
+    let journal = journal::start(opened).unwrap();
+    let store = registration::Registrations::open(&settings.registration, Clock::system()).unwrap();
+    let mut halves = Vec::new();
+    for device in devices {
+        let account = BareJid::new(&device.user, Domain::new("chat.localhost"));
+        let registered = !store.describe(&account).unwrap().is_empty();
+        let read = ReadJournal {
+            subject: Subject {
+                account: Some(account),
+                ..Subject::default()
+            },
+            after: None,
+            limit: 10,
+        };
+        let page = journal.read.send(read).await.unwrap().unwrap();
+        let lines = page.lines.iter().map(|line| line.event);
+        if !registered && lines.clone().any(|event| event != "accessed") {
+            halves.push(device.user.clone());
+        }
+    }
+    halves
 }

@@ -100,7 +100,12 @@ impl Desk {
             .await
             .unwrap()
             .unwrap();
-        self.journal.sync.send(SyncJournal).await.unwrap().unwrap();
+        self.journal
+            .sync
+            .send(SyncJournal::default())
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     /// Lets time pass, a multiple of [`STEP`], in steps in which each actor does what falls due.

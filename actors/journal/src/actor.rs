@@ -219,13 +219,14 @@ impl Handler<EraseJournal> for JournalActor {
 impl Handler<SyncJournal> for JournalActor {
     type Result = ResponseFuture<Result<(), JournalError>>;
 
-    fn handle(&mut self, _: SyncJournal, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, sync: SyncJournal, _: &mut Self::Context) -> Self::Result {
         let requests = self.requests();
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
+            let SyncJournal { items } = sync;
             requests?
                 .jobs
-                .send(Job::Sync(reply))
+                .send(Job::Sync { items, reply })
                 .map_err(|_| JournalError::Files)?;
             answer.await.unwrap_or(Err(JournalError::Files))
         })

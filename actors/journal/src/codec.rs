@@ -473,14 +473,39 @@ impl Search {
             Tag::NodeHash => self.nodes.iter().any(|known| known == value),
             Tag::TokenHash => self.device_tokens.iter().any(|known| known == value),
             // An operator's words may name a person.
-            Tag::Reason => account.is_some_and(|account| {
-                value
-                    .windows(account.len())
-                    .any(|window| window.eq_ignore_ascii_case(account))
-            }),
+            Tag::Reason => account.is_some_and(|account| names(value, account)),
             _ => false,
         }
     }
+}
+
+/// Whether the words name the account: its JID, and not one that only begins or ends with the same letters.
+/// An operator types what people type, so letters are compared in lower case, and what is no part of a JID
+/// anywhere, or stands around one in a sentence, ends it.
+fn names(words: &[u8], account: &[u8]) -> bool {
+    let words = String::from_utf8_lossy(words).to_lowercase();
+    let account = String::from_utf8_lossy(account).to_lowercase();
+    words.match_indices(account.as_str()).any(|(at, _)| {
+        let before = words.get(..at).unwrap_or_default();
+        let behind = words.get(at + account.len()..).unwrap_or_default();
+        let goes_on = |mut rest: std::str::Chars<'_>| match rest.next() {
+            // The end of a sentence, unless a label follows.
+            Some('.') => rest.next().is_some_and(char::is_alphanumeric),
+            Some(next) => next.is_alphanumeric() || matches!(next, '-' | '_' | '@'),
+            None => false,
+        };
+        !continues_localpart(before) && !goes_on(behind.chars())
+    })
+}
+
+/// Whether what comes before a JID is more of its localpart: anything that RFC 7622 §3.3 allows in one, but
+/// for the signs that people put around names.
+fn continues_localpart(before: &str) -> bool {
+    before.chars().next_back().is_some_and(|last| {
+        !last.is_whitespace()
+            && !matches!(last, '"' | '&' | '\'' | '/' | ':' | '<' | '>' | '@')
+            && !matches!(last, '(' | '[' | '{' | ',' | ';' | '=' | '|' | '`')
+    })
 }
 
 impl<'a> Record<'a> {
@@ -899,23 +924,42 @@ mod tests {
 
     #[test]
     fn an_operators_words_are_found_by_the_name_in_them() {
-        let entry = JournalEntry {
-            at: UnixSeconds(1),
-            event: JournalEvent::Overridden(Box::new(OverriddenEvent {
-                case: CaseId::new("c1").unwrap(),
-                reason: "called: Ada@chat.example, passport seen".into(),
-            })),
-        };
-        let (bytes, _) = encode(&[entry], None);
-        for (localpart, expected) in [("ada", true), ("adam", false)] {
-            let account = Some(BareJid::new(localpart, Domain::new("chat.example")));
+        let found = |localpart: &str, reason: &str| {
+            let entry = JournalEntry {
+                at: UnixSeconds(1),
+                event: JournalEvent::Overridden(Box::new(OverriddenEvent {
+                    case: CaseId::new("c1").unwrap(),
+                    reason: reason.into(),
+                })),
+            };
+            let (bytes, _) = encode(&[entry], None);
             let subject = Subject {
-                account,
+                account: Some(BareJid::new(localpart, Domain::new("chat.example"))),
                 ..Subject::default()
             };
             let mut records = Records::new(bytes.as_slice());
-            let found = Search::new(subject, None).matches(&records.next().unwrap());
-            assert_eq!(found, expected);
+            Search::new(subject, None).matches(&records.next().unwrap())
+        };
+        for own in [
+            "called: Ada@chat.example, passport seen",
+            "ada@chat.example",
+            "xmpp:ada@chat.example/phone.",
+            "it is (ada@chat.example).",
+            "not bada@chat.example but <ada@chat.example>",
+        ] {
+            assert!(found("ada", own), "{own}");
         }
+        for other in [
+            "bada@chat.example",
+            "a.ada@chat.example",
+            "a-ada@chat.example",
+            "ada@chat.example.org",
+            "ada@chat.examples",
+            "ada@chat.example-2",
+            "ada at chat.example",
+        ] {
+            assert!(!found("ada", other), "{other}");
+        }
+        assert!(found("ädä", "saw Ädä@chat.example"));
     }
 }

@@ -33,7 +33,11 @@ const IDLE: Duration = Duration::from_secs(60);
 /// What the writer is asked.
 pub(crate) enum Job {
     Append(Vec<JournalEntry>),
-    Sync(oneshot::Sender<Result<(), JournalError>>),
+    /// Appends these and makes all durable.
+    Sync {
+        items: Vec<JournalEntry>,
+        reply: oneshot::Sender<Result<(), JournalError>>,
+    },
     /// Something about closed segments. `roll` closes the open one first, so that the task sees all that was
     /// written; without, it is closed only if its hour is over.
     Archive {
@@ -119,11 +123,15 @@ impl Writer {
 
     fn work(&mut self, job: Job) {
         match job {
-            Job::Append(items) => self.append(&items),
-            Job::Sync(reply) => {
-                let before = self.shared.lost.load(Ordering::Relaxed);
-                self.write();
-                let written = self.shared.lost.load(Ordering::Relaxed) == before;
+            Job::Append(items) => {
+                let count = u64::try_from(items.len()).unwrap_or(u64::MAX);
+                self.append(&items);
+                self.shared.waiting.fetch_sub(count, Ordering::Relaxed);
+            }
+            Job::Sync { items, reply } => {
+                // Apart from what was buffered before: its loss is not theirs, nor theirs its.
+                let before = self.write();
+                let written = self.append(&items) && self.write() && before;
                 let synced = self.sync();
                 // Whoever asked may have gone.
                 let _ = reply.send(if written && synced {
@@ -145,18 +153,15 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, items: &[JournalEntry]) {
+    /// Whether nothing was lost.
+    fn append(&mut self, items: &[JournalEntry]) -> bool {
         for entry in items {
             if self.is_wanted(&entry.event) {
                 Encoder::new(&mut self.buffer, self.shared.key.as_ref()).record(entry);
                 self.buffered += 1;
             }
         }
-        let count = u64::try_from(items.len()).unwrap_or(u64::MAX);
-        self.shared.waiting.fetch_sub(count, Ordering::Relaxed);
-        if self.buffer.len() >= BUFFER_BYTES {
-            self.write();
-        }
+        self.buffer.len() < BUFFER_BYTES || self.write()
     }
 
     fn is_wanted(&self, event: &JournalEvent) -> bool {
@@ -174,13 +179,15 @@ impl Writer {
             && !registration.is_some_and(|registration| self.shared.is_forgotten(registration))
     }
 
-    /// Hands the buffer to the system. What cannot be written is lost and counted.
-    fn write(&mut self) {
+    /// Hands the buffer to the system. What cannot be written is lost and counted; then it gives `false`.
+    fn write(&mut self) -> bool {
         if self.buffer.is_empty() {
-            return;
+            return true;
         }
         let entries = std::mem::take(&mut self.buffered);
-        match self.write_out() {
+        let written = self.write_out();
+        let is_written = written.is_ok();
+        match written {
             Ok(()) => {
                 add(&self.shared.written, entries);
                 if self.alarm.ends() {
@@ -191,6 +198,7 @@ impl Writer {
             Err(trouble) => self.lose(entries, &trouble),
         }
         self.buffer.clear();
+        is_written
     }
 
     fn lose(&mut self, entries: u64, trouble: &Trouble) {

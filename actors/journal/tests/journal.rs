@@ -69,7 +69,12 @@ impl Desk {
     }
 
     async fn sync(&self) {
-        self.journal.sync.send(SyncJournal).await.unwrap().unwrap();
+        self.journal
+            .sync
+            .send(SyncJournal::default())
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     async fn page(&self, subject: Subject, limit: u32) -> JournalPage {
@@ -466,7 +471,12 @@ async fn without_room_entries_are_lost_and_counted_until_there_is_some() {
     for n in 0..200 {
         desk.send([registered("ada", 1)]);
         sent += 1;
-        let synced = desk.journal.sync.send(SyncJournal).await.unwrap();
+        let synced = desk
+            .journal
+            .sync
+            .send(SyncJournal::default())
+            .await
+            .unwrap();
         if synced.is_err() {
             break;
         }
@@ -491,9 +501,43 @@ async fn without_room_entries_are_lost_and_counted_until_there_is_some() {
 async fn the_last_room_of_the_disk_is_left_to_others() {
     let desk = Desk::start(|config| config.free_bytes_min = u64::MAX);
     desk.send([registered("ada", 1)]);
-    let synced = desk.journal.sync.send(SyncJournal).await.unwrap();
+    let synced = desk
+        .journal
+        .sync
+        .send(SyncJournal::default())
+        .await
+        .unwrap();
     assert_eq!(synced, Err(JournalError::Files));
     assert_eq!(desk.counter("journal_entries_lost_total").await, 1);
+    assert_eq!(desk.counter("journal_entries_waiting").await, 0);
+    // What is to be durable is told to be lost, whatever was lost before.
+    let at = UnixSeconds(NOW);
+    let event = registered("ada", 1);
+    let items = vec![JournalEntry { at, event }];
+    let kept = desk.journal.sync.send(SyncJournal { items }).await.unwrap();
+    assert_eq!(kept, Err(JournalError::Files));
+    assert_eq!(desk.counter("journal_entries_lost_total").await, 2);
+}
+
+#[actix::test]
+async fn what_is_to_be_durable_has_room_where_the_queue_has_none() {
+    let desk = Desk::start(|config| config.queue_max = 2);
+    let entry = || JournalEntry {
+        at: UnixSeconds(NOW),
+        event: registered("ada", 1),
+    };
+    // More than there is room for.
+    let items = vec![entry(), entry(), entry()];
+    desk.journal
+        .record
+        .send(JournalBatch { items })
+        .await
+        .unwrap();
+    let items = vec![entry()];
+    let kept = desk.journal.sync.send(SyncJournal { items }).await.unwrap();
+    assert_eq!(kept, Ok(()));
+    assert_eq!(desk.counter("journal_entries_lost_total").await, 3);
+    assert_eq!(desk.counter("journal_entries_written_total").await, 1);
     assert_eq!(desk.counter("journal_entries_waiting").await, 0);
 }
 
@@ -611,6 +655,6 @@ async fn a_journal_that_stops_writes_all_and_takes_no_more() {
     let old = desk.journal.clone();
     desk.restart().await;
     assert_eq!(desk.events(of("ada")).await.len(), 1_000);
-    let late = old.sync.send(SyncJournal).await.unwrap();
+    let late = old.sync.send(SyncJournal::default()).await.unwrap();
     assert_eq!(late, Err(JournalError::Stopping));
 }

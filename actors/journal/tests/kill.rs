@@ -102,7 +102,12 @@ async fn live(directory: &Path, first: u32) {
             .collect();
         registrations.try_send(JournalBatch { items }).unwrap();
         if fastrand::u8(..) < 128 {
-            journal.sync.send(SyncJournal).await.unwrap().unwrap();
+            journal
+                .sync
+                .send(SyncJournal::default())
+                .await
+                .unwrap()
+                .unwrap();
             println!("durable {number}");
         }
         if fastrand::u8(..) < 20 {

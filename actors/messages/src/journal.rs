@@ -336,10 +336,14 @@ pub struct ErasedRecords {
     pub segments: u64,
 }
 
-/// Makes all durable that was sent before by the same sender.
-#[derive(Clone, Copy, Debug, Message)]
+/// Writes entries down and makes them durable, and with them all that was sent before by the same sender.
+/// Answered with an error when any of these entries was lost; one that is not to be recorded is none.
+#[derive(Clone, Debug, Default, Message)]
 #[rtype(result = "Result<(), JournalError>")]
-pub struct SyncJournal;
+pub struct SyncJournal {
+    /// In the order in which they are written. They have room however much waits: whoever sends them waits.
+    pub items: Vec<JournalEntry>,
+}
 
 /// Why the journal could not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

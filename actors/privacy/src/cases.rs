@@ -9,6 +9,7 @@ use messages::{
 use serde::{Deserialize, Serialize};
 
 use crate::code::{self, Code, CodeHash, CodeKey};
+use crate::debt::{Debt, StoredDebt};
 use crate::time::DAY_SECONDS;
 use crate::{Config, Error, hex};
 
@@ -20,6 +21,8 @@ const NAME_CHARACTERS: usize = 8;
 #[derive(Clone, Default)]
 pub(crate) struct Cases {
     cases: Vec<Case>,
+    /// Erasures that have begun and are not known to be done, one for each person.
+    debts: Vec<Debt>,
 }
 
 /// One case.
@@ -301,6 +304,37 @@ impl Cases {
         }
     }
 
+    /// Notes that an erasure begins; gives all that is owed to the person, also by one that was cut short.
+    pub(crate) fn owe(&mut self, debt: Debt) -> Debt {
+        match self.debts.iter_mut().find(|known| known.is_to(&debt)) {
+            Some(known) => {
+                known.renew(debt);
+                known.clone()
+            }
+            None => {
+                self.debts.push(debt.clone());
+                debt
+            }
+        }
+    }
+
+    /// Notes how far an erasure has come.
+    pub(crate) fn proceed(&mut self, debt: &Debt) {
+        for known in self.debts.iter_mut().filter(|known| known.is_same(debt)) {
+            known.clone_from(debt);
+        }
+    }
+
+    /// Notes that an erasure is done, unless it has begun anew meanwhile.
+    pub(crate) fn settle(&mut self, debt: &Debt) {
+        self.debts.retain(|known| !known.is_same(debt));
+    }
+
+    /// Erasures that have begun and are not known to be done.
+    pub(crate) fn debts(&self) -> &[Debt] {
+        &self.debts
+    }
+
     /// Whether [`Self::sweep`] would do anything.
     pub(crate) fn has_outdated(&self, config: &Config, now: UnixSeconds) -> bool {
         self.cases
@@ -390,6 +424,8 @@ impl Case {
 struct Stored {
     version: u32,
     cases: Vec<StoredCase>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    owed: Vec<StoredDebt>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -423,7 +459,7 @@ enum StoredState {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum StoredPerson {
+pub(crate) enum StoredPerson {
     Account(String),
     Token(String),
     Registration(String),
@@ -443,6 +479,7 @@ impl Cases {
         let stored = Stored {
             version: VERSION,
             cases,
+            owed: self.debts.iter().map(StoredDebt::of).collect(),
         };
         // Texts and numbers alone, which JSON takes all of.
         serde_json::to_vec_pretty(&stored).unwrap_or_default()
@@ -455,7 +492,34 @@ impl Cases {
             return None;
         }
         let cases: Option<_> = stored.cases.into_iter().map(StoredCase::read).collect();
-        Some(Self { cases: cases? })
+        let debts: Option<_> = stored.owed.into_iter().map(StoredDebt::read).collect();
+        Some(Self {
+            cases: cases?,
+            debts: debts?,
+        })
+    }
+}
+
+/// The proof of that name.
+pub(crate) fn proof_of(name: &str) -> Option<Proof> {
+    Proof::ALL.into_iter().find(|known| known.as_str() == name)
+}
+
+impl StoredPerson {
+    pub(crate) fn of(person: &Person) -> Self {
+        match person {
+            Person::Account(account) => Self::Account(account.as_str().to_owned()),
+            Person::Token(token) => Self::Token(token.as_str().to_owned()),
+            Person::Registration(key) => Self::Registration(hex::text(*key)),
+        }
+    }
+
+    pub(crate) fn read(self) -> Option<Person> {
+        Some(match self {
+            Self::Account(text) => Person::Account(account(&text)?),
+            Self::Token(text) => Person::Token(DeviceToken::parse(&text).ok()?),
+            Self::Registration(text) => Person::Registration(hex::key(&text)?),
+        })
     }
 }
 
@@ -470,11 +534,7 @@ impl StoredCase {
                 attempts: open.attempts,
             },
             State::Confirmed { person, proof, at } => StoredState::Confirmed {
-                person: match person {
-                    Person::Account(account) => StoredPerson::Account(account.as_str().to_owned()),
-                    Person::Token(token) => StoredPerson::Token(token.as_str().to_owned()),
-                    Person::Registration(key) => StoredPerson::Registration(hex::text(*key)),
-                },
+                person: StoredPerson::of(person),
                 proof: proof.as_str().to_owned(),
                 at: at.0,
             },
@@ -506,14 +566,8 @@ impl StoredCase {
                 attempts,
             }),
             StoredState::Confirmed { person, proof, at } => State::Confirmed {
-                person: match person {
-                    StoredPerson::Account(text) => Person::Account(account(&text)?),
-                    StoredPerson::Token(text) => Person::Token(DeviceToken::parse(&text).ok()?),
-                    StoredPerson::Registration(text) => Person::Registration(hex::key(&text)?),
-                },
-                proof: Proof::ALL
-                    .into_iter()
-                    .find(|known| known.as_str() == proof)?,
+                person: person.read()?,
+                proof: proof_of(&proof)?,
                 at: UnixSeconds(at),
             },
             StoredState::Closed { outcome, at } => State::Closed {

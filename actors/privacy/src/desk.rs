@@ -15,15 +15,16 @@ use actix::{
 use messages::{
     CaseId, Claim, Clock, CommandError, CommandStage, ConfirmCase, DescribeRegistrations, Domain,
     Drain, Drained, EraseJournal, EraseRegistrations, ErasedEvent, FindRegistration, Health,
-    JournalBatch, JournalEntry, JournalError, JournalEvent, OfferPost, Probe, Proof, ReadJournal,
-    RegistrationDetails, RegistryError, RotateKeys, RunPrivacyCommand, SendMessage, Subject,
-    SweepError, SweepOutdated, SweptOutdated, SyncJournal, UnixSeconds,
+    JournalEntry, JournalError, JournalEvent, OfferPost, Probe, Proof, ReadJournal,
+    RegistrationDetails, RegistrationKey, RegistryError, RotateKeys, RunPrivacyCommand,
+    SendMessage, Subject, SweepError, SweepOutdated, SweptOutdated, SyncJournal, UnixSeconds,
 };
 use tokio::sync::Notify;
 
 use crate::admin::{Answer, Refusal, Request};
 use crate::cases::{Attempt, Cases, Person};
 use crate::code::CodeKey;
+use crate::debt::Debt;
 use crate::facts::Facts;
 use crate::limits::Limits;
 use crate::report::{self, CaseEntry, Line, Registration, Report};
@@ -62,13 +63,11 @@ pub struct Edges {
 /// The journal's side of [`Edges`].
 #[derive(Clone)]
 pub struct JournalEdges {
-    /// Is told.
-    pub record: Recipient<JournalBatch>,
     /// Shows a person's lines.
     pub read: Recipient<ReadJournal>,
     /// Erases them.
     pub erase: Recipient<EraseJournal>,
-    /// Has on disk what it was told.
+    /// Is told, and has it on disk.
     pub sync: Recipient<SyncJournal>,
 }
 
@@ -174,9 +173,14 @@ pub fn start(prepared: Prepared, clock: Clock, edges: Edges) -> Handles {
         idle: Notify::new(),
         counters: Counters::default(),
     });
+    let desk = Desk { core };
+    if !desk.core.cases.borrow().debts().is_empty() {
+        // Goes on by itself; nobody waits for it but the end of the process.
+        drop(desk.work(async |core: &Core| core.pay_all().await));
+    }
     let address = Supervisor::start(|ctx: &mut Context<Desk>| {
         ctx.set_mailbox_capacity(0);
-        Desk { core }
+        desk
     });
     Handles {
         confirm: address.clone().recipient(),
@@ -333,22 +337,20 @@ impl Core {
         Failure::Failed
     }
 
-    fn record(&self, event: JournalEvent) {
-        let Some(journal) = &self.edges.journal else {
-            return;
-        };
-        let at = self.now();
-        let items = vec![JournalEntry { at, event }];
-        if journal.record.try_send(JournalBatch { items }).is_err() {
-            tracing::error!("the journal is gone: an access or erasure is not in it");
+    /// Has the journal keep what was done for a person. They get it whether the journal can or not.
+    async fn record(&self, event: JournalEvent) {
+        if self.record_durably(event).await.is_err() {
+            tracing::error!("the journal failed: an access or erasure may not be in it");
         }
     }
 
-    /// Has the journal keep what it was told, where a promise depends on it.
+    /// Has the journal keep an event, where what comes next depends on it.
     async fn record_durably(&self, event: JournalEvent) -> Result<(), Failure> {
-        self.record(event);
         if let Some(journal) = &self.edges.journal {
-            journal.sync.send(SyncJournal).timeout(SYNC_LIMIT).await??;
+            let at = self.now();
+            let items = vec![JournalEntry { at, event }];
+            let sync = journal.sync.send(SyncJournal { items });
+            sync.timeout(SYNC_LIMIT).await??;
         }
         Ok(())
     }
@@ -367,7 +369,7 @@ impl Core {
         let mut journal = Vec::new();
         let mut journal_is_cut = false;
         if let Some(edges) = &self.edges.journal {
-            let mut subject = subject_of(person, &details);
+            let mut subject = subject_of(person, details.iter().map(|one| one.registration));
             let mut after = None;
             loop {
                 let read = ReadJournal {
@@ -416,21 +418,34 @@ impl Core {
         })
     }
 
-    /// Erases what is held on a person: registrations first, so that nothing more is journalled on them.
+    /// Erases what is held on a person. Noted on disk before anything goes, so that it is finished by the
+    /// next start if it is cut short.
     async fn erase(
         &self,
         person: &Person,
         case: Option<&CaseId>,
         proof: Proof,
     ) -> Result<Erased, Failure> {
-        let erase = EraseRegistrations {
-            claim: claim_of(person),
-        };
-        // As long as it takes: it is answered when the bytes are gone.
-        let details = self.edges.erase.send(erase).await??;
+        let mut debt = Debt::new(person, case, proof);
+        debt.add(&self.registrations(person).await?);
+        let debt = self.change(|cases| cases.owe(debt)).await?;
+        self.pay(debt).await
+    }
+
+    /// Does what an erasure has left: registrations first, so that nothing more is journalled on them.
+    async fn pay(&self, mut debt: Debt) -> Result<Erased, Failure> {
+        if !debt.is_unregistered {
+            let erase = EraseRegistrations {
+                claim: claim_of(&debt.person),
+            };
+            // As long as it takes: it is answered when the bytes are gone.
+            debt.add(&self.edges.erase.send(erase).await??);
+            debt.is_unregistered = true;
+            self.change(|cases| cases.proceed(&debt)).await?;
+        }
         let records = match &self.edges.journal {
             Some(journal) => {
-                let subject = subject_of(person, &details);
+                let subject = subject_of(&debt.person, debt.registrations.iter().copied());
                 let erased = journal.erase.send(EraseJournal { subject }).await??;
                 Some(erased.records)
             }
@@ -438,35 +453,46 @@ impl Core {
         };
         let now = self.now();
         // Whoever has asked about the same device by its token or secret asks about what is gone.
-        let is_erased = |known: &Person| {
-            known == person
-                || details.iter().any(|one| match known {
-                    Person::Account(_) => false,
-                    Person::Token(token) => *token == one.device_token,
-                    Person::Registration(key) => *key == one.registration,
-                })
-        };
-        self.change(|cases| cases.forget(is_erased, now)).await?;
-        if let Person::Account(account) = person {
+        self.change(|cases| {
+            cases.forget(|known| debt.concerns(known), now);
+            cases.settle(&debt);
+        })
+        .await?;
+        if let Person::Account(account) = &debt.person {
             self.sessions.borrow_mut().forget(account);
         }
         count(&self.counters.erasures);
+        let registrations = debt.registrations.len();
         self.record(JournalEvent::Erased(Box::new(ErasedEvent {
-            case: case.cloned(),
-            proof,
-            registrations: details.len() as u64,
+            case: debt.case.clone(),
+            proof: debt.proof,
+            registrations: registrations as u64,
             records: records.unwrap_or_default(),
-        })));
+        })))
+        .await;
         tracing::info!(
-            registrations = details.len(),
+            registrations,
             records,
-            proof = proof.as_str(),
+            proof = debt.proof.as_str(),
             "erased what was held on a person"
         );
         Ok(Erased {
-            registrations: details.len(),
+            registrations,
             records,
         })
+    }
+
+    /// Finishes the erasures that an earlier process has left, one after the other.
+    async fn pay_all(&self) {
+        let debts = self.cases.borrow().debts().to_vec();
+        for debt in debts {
+            if self.pay(debt).await.is_err() {
+                self.failed();
+                tracing::error!(
+                    "an erasure that was cut short could not be finished, the next start tries again"
+                );
+            }
+        }
     }
 
     async fn confirm(&self, confirm: ConfirmCase) -> Option<String> {
@@ -548,7 +574,10 @@ fn claim_of(person: &Person) -> Claim {
 
 /// Whose lines of the journal belong to a person. Nodes never count: anybody may register the node of
 /// somebody else, and would see what happened to theirs.
-fn subject_of(person: &Person, details: &[RegistrationDetails]) -> Subject {
+fn subject_of(
+    person: &Person,
+    registrations: impl IntoIterator<Item = RegistrationKey>,
+) -> Subject {
     let mut subject = Subject::default();
     match person {
         Person::Account(account) => subject.account = Some(account.clone()),
@@ -557,8 +586,8 @@ fn subject_of(person: &Person, details: &[RegistrationDetails]) -> Subject {
             subject.registrations.push(*key);
         }
     }
-    for one in details {
-        subject.widen(one.registration);
+    for registration in registrations {
+        subject.widen(registration);
     }
     subject
 }

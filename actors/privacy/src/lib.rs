@@ -11,6 +11,7 @@ pub mod admin;
 mod cases;
 mod code;
 mod config;
+mod debt;
 pub mod desk;
 mod error;
 mod facts;

@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex};
 use actix::{Actor, Context, Handler, Message, MessageResult};
 use messages::{
     AppId, BareJid, Claim, Clock, CommandAction, CommandError, CommandStage, CommandStatus,
-    ConfirmCase, DescribeRegistrations, DeviceToken, Domain, EraseJournal, EraseRegistrations,
-    ErasedRecords, FindRegistration, JournalBatch, JournalCursor, JournalEvent, JournalLine,
-    JournalPage, NodeId, PrivacyCommand, Proof, ReadJournal, RegistrationDetails, RegistrationKey,
-    RotateKeys, RunPrivacyCommand, SweepOutdated, SyncJournal, UnixMillis, UnixSeconds,
+    ConfirmCase, DescribeRegistrations, DeviceToken, Domain, Drain, EraseJournal,
+    EraseRegistrations, ErasedRecords, FindRegistration, JournalCursor, JournalError, JournalEvent,
+    JournalLine, JournalPage, NodeId, PrivacyCommand, Proof, ReadJournal, RegistrationDetails,
+    RegistrationKey, RotateKeys, RunPrivacyCommand, SweepOutdated, SyncJournal, UnixMillis,
+    UnixSeconds,
 };
 use privacy::admin::{Answer, Refusal, Request};
 use privacy::desk::{self, Edges, Handles, JournalEdges, Prepared, Serve};
@@ -38,7 +39,8 @@ struct Contents {
     erased: Vec<Claim>,
     journal: Vec<JournalEvent>,
     subjects: Vec<messages::Subject>,
-    synced: usize,
+    /// Whether the journal's files fail.
+    is_stuck: bool,
 }
 
 struct Behind(Held);
@@ -117,23 +119,27 @@ behind!(EraseRegistrations, |erase, contents| {
     Ok(gone)
 });
 behind!(RotateKeys, |_rotate, _contents| Ok(()));
-behind!(JournalBatch, |batch, contents| {
-    contents
-        .journal
-        .extend(batch.items.into_iter().map(|entry| entry.event));
-});
-behind!(SyncJournal, |_sync, contents| {
-    contents.synced += 1;
-    Ok(())
+behind!(SyncJournal, |sync, contents| {
+    if contents.is_stuck {
+        Err(JournalError::Files)
+    } else {
+        let events = sync.items.into_iter().map(|entry| entry.event);
+        contents.journal.extend(events);
+        Ok(())
+    }
 });
 behind!(EraseJournal, |erase, contents| {
-    let records = contents.lines as u64;
-    contents.lines = 0;
-    contents.subjects.push(erase.subject);
-    Ok(ErasedRecords {
-        records,
-        segments: 1,
-    })
+    if contents.is_stuck {
+        Err(JournalError::Files)
+    } else {
+        let records = contents.lines as u64;
+        contents.lines = 0;
+        contents.subjects.push(erase.subject);
+        Ok(ErasedRecords {
+            records,
+            segments: 1,
+        })
+    }
 });
 behind!(ReadJournal, |read, contents| {
     contents.subjects.push(read.subject.clone());
@@ -197,7 +203,6 @@ impl Rig {
         let prepared = Prepared::open(&config(directory), Facts::default(), services).unwrap();
         let behind = Behind(held.clone()).start();
         let journal = JournalEdges {
-            record: behind.clone().recipient(),
             read: behind.clone().recipient(),
             erase: behind.clone().recipient(),
             sync: behind.clone().recipient(),
@@ -293,6 +298,51 @@ impl Rig {
         let path = self.directory.path().join("privacy").join("cases.json");
         let text = std::fs::read_to_string(path).unwrap_or_default();
         text.contains(needle)
+    }
+}
+
+#[actix_rt::test]
+async fn an_erasure_that_was_cut_short_is_finished_by_the_next_start() {
+    let mut rig = Rig::start(3);
+    let (case, code) = rig.open().await;
+    rig.say(ada(), &code).await.unwrap();
+    rig.held.0.lock().unwrap().is_stuck = true;
+    let erase = Request::Erase {
+        case,
+        override_reason: None,
+    };
+    assert!(rig.ask(erase).await.is_err());
+    {
+        let mut contents = rig.held.0.lock().unwrap();
+        assert!(!contents.registered, "the store is done first");
+        assert_eq!(contents.lines, 3);
+        contents.is_stuck = false;
+        // Somebody who comes back before the rest is done.
+        contents.registered = true;
+    }
+    assert!(rig.holds("owed"));
+    rig.restart();
+    let drain = Drain {
+        deadline: std::time::Instant::now() + std::time::Duration::from_secs(60),
+        farewell: std::time::Duration::ZERO,
+    };
+    rig.send(&rig.desk.drain, drain).await;
+    let contents = rig.held.0.lock().unwrap();
+    assert_eq!(contents.lines, 0);
+    assert_eq!(contents.subjects[0].account, Some(ada()));
+    // What only the store has led to before.
+    assert_eq!(
+        contents.subjects[0].registrations,
+        [RegistrationKey([7; 16])]
+    );
+    assert_eq!(contents.erased.len(), 1, "what came later stays");
+    assert!(contents.journal.iter().any(|event| matches!(
+        event,
+        JournalEvent::Erased(erased)
+            if erased.proof == Proof::Confirmation && erased.records == 3 && erased.registrations == 1
+    )));
+    for left in ["owed", "ada@", token().as_str()] {
+        assert!(!rig.holds(left), "{left}");
     }
 }
 
@@ -476,9 +526,16 @@ async fn an_override_is_in_the_journal_before_anything_is_shown() {
     let (case, _) = rig.open().await;
     let empty = rig.export(&case, Some("  ")).await.unwrap_err();
     assert!(empty.refused.contains("reason"), "{empty:?}");
+    rig.held.0.lock().unwrap().is_stuck = true;
+    rig.export(&case, Some("showed a passport"))
+        .await
+        .unwrap_err();
+    // Nor is it taken for confirmed afterwards.
+    rig.held.0.lock().unwrap().is_stuck = false;
+    rig.export(&case, None).await.unwrap_err();
+    assert!(rig.held.0.lock().unwrap().claims.is_empty());
     rig.export(&case, Some("showed a passport")).await.unwrap();
     let held = rig.held.0.lock().unwrap();
-    assert_eq!(held.synced, 1);
     assert!(matches!(&held.journal[..],
         [JournalEvent::Overridden(overridden), JournalEvent::Accessed(accessed)]
         if &*overridden.reason == "showed a passport" && accessed.proof == Proof::Override));

@@ -63,7 +63,8 @@ impl Core {
                     account: Some(account.clone()),
                     case: None,
                     proof: Proof::SelfService,
-                })));
+                })))
+                .await;
                 let pieces = sessions::pieces(&report.lines(), &report.json(), PIECE_BYTES_MAX);
                 let name = self.begin_session(&account, command, pieces)?;
                 self.turn(&name, &account, CommandAction::Execute)

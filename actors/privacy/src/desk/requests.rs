@@ -36,7 +36,7 @@ impl Core {
                 let (id, person, proof) = self.confirmed(&case, override_reason).await?;
                 let lines_max = usize::try_from(self.config.lines_max).unwrap_or(usize::MAX);
                 let report = self.report(&person, lines_max).await?;
-                self.accessed(id, &person, proof);
+                self.accessed(id, &person, proof).await;
                 Ok(Answer::Report(Box::new(report)))
             }
             Request::Send {
@@ -66,7 +66,7 @@ impl Core {
         }
     }
 
-    fn accessed(&self, case: CaseId, person: &Person, proof: Proof) {
+    async fn accessed(&self, case: CaseId, person: &Person, proof: Proof) {
         count(&self.counters.accesses);
         let account = match person {
             Person::Account(account) => Some(account.clone()),
@@ -76,7 +76,8 @@ impl Core {
             account,
             case: Some(case),
             proof,
-        })));
+        })))
+        .await;
     }
 
     /// Sends a report to the account that it is about, and to nobody else.
@@ -113,7 +114,7 @@ impl Core {
             }
             messages += 1;
         }
-        self.accessed(case, &person, proof);
+        self.accessed(case, &person, proof).await;
         Ok(Answer::Sent {
             account: account.as_str().to_owned(),
             messages,

@@ -1,0 +1,150 @@
+//! An erasure that is owed: it has begun, and nobody knows yet that all of it is done.
+//!
+//! It is on disk before the first thing is removed, because what is removed first leads to the rest: a record
+//! of the journal may be found by nothing but the key of a registration that is gone from the store. It names
+//! the person as open cases do, since the journal finds accounts by their JID, and goes with the last removal.
+
+use messages::{CaseId, DeviceToken, Proof, RegistrationDetails, RegistrationKey, redacted_debug};
+use serde::{Deserialize, Serialize};
+
+use crate::cases::{Person, StoredPerson, proof_of};
+use crate::hex;
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Debt {
+    pub(crate) person: Person,
+    pub(crate) case: Option<CaseId>,
+    pub(crate) proof: Proof,
+    /// What the store had of the person when the erasure began.
+    pub(crate) registrations: Vec<RegistrationKey>,
+    /// The devices of these; cases may have been opened by them.
+    pub(crate) device_tokens: Vec<DeviceToken>,
+    /// Whether the store is done: what is registered later is none of this erasure's.
+    pub(crate) is_unregistered: bool,
+    /// How often it began in this process. What began anew is not done when an earlier attempt is.
+    begun: u64,
+}
+
+redacted_debug!(Debt);
+
+impl Debt {
+    pub(crate) fn new(person: &Person, case: Option<&CaseId>, proof: Proof) -> Self {
+        Self {
+            person: person.clone(),
+            case: case.cloned(),
+            proof,
+            registrations: Vec::new(),
+            device_tokens: Vec::new(),
+            is_unregistered: false,
+            begun: 0,
+        }
+    }
+
+    /// Adds what belongs to the person.
+    pub(crate) fn add(&mut self, details: &[RegistrationDetails]) {
+        for one in details {
+            self.add_keys(&[one.registration], std::slice::from_ref(&one.device_token));
+        }
+    }
+
+    fn add_keys(&mut self, registrations: &[RegistrationKey], device_tokens: &[DeviceToken]) {
+        for key in registrations {
+            if !self.registrations.contains(key) {
+                self.registrations.push(*key);
+            }
+        }
+        for token in device_tokens {
+            if !self.device_tokens.contains(token) {
+                self.device_tokens.push(token.clone());
+            }
+        }
+    }
+
+    /// Begins it anew, with what it has reached so far.
+    pub(crate) fn renew(&mut self, debt: Self) {
+        self.add_keys(&debt.registrations, &debt.device_tokens);
+        self.case = debt.case;
+        self.proof = debt.proof;
+        self.is_unregistered = false;
+        self.begun += 1;
+    }
+
+    /// Whether both are owed to the same person.
+    pub(crate) fn is_to(&self, other: &Self) -> bool {
+        self.person == other.person
+    }
+
+    /// Whether both are the same attempt.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.is_to(other) && self.begun == other.begun
+    }
+
+    /// Whether whoever has asked so has asked about what this erases: the person, or a device of theirs.
+    pub(crate) fn concerns(&self, known: &Person) -> bool {
+        *known == self.person
+            || match known {
+                Person::Account(_) => false,
+                Person::Token(token) => self.device_tokens.contains(token),
+                Person::Registration(key) => self.registrations.contains(key),
+            }
+    }
+}
+
+/// Its part of the file of the cases.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StoredDebt {
+    person: StoredPerson,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    case: Option<String>,
+    proof: String,
+    registrations: Vec<String>,
+    device_tokens: Vec<String>,
+    is_unregistered: bool,
+}
+
+impl StoredDebt {
+    pub(crate) fn of(debt: &Debt) -> Self {
+        Self {
+            person: StoredPerson::of(&debt.person),
+            case: debt.case.as_ref().map(|case| case.as_str().to_owned()),
+            proof: debt.proof.as_str().to_owned(),
+            registrations: debt
+                .registrations
+                .iter()
+                .map(|key| hex::text(*key))
+                .collect(),
+            device_tokens: debt
+                .device_tokens
+                .iter()
+                .map(|token| token.as_str().to_owned())
+                .collect(),
+            is_unregistered: debt.is_unregistered,
+        }
+    }
+
+    /// `None` for what [`Self::of`] never makes.
+    pub(crate) fn read(self) -> Option<Debt> {
+        let case = match self.case {
+            Some(name) => Some(CaseId::new(&name).ok()?),
+            None => None,
+        };
+        let registrations: Option<_> = self
+            .registrations
+            .iter()
+            .map(|text| hex::key(text))
+            .collect();
+        let tokens = self.device_tokens.iter();
+        let device_tokens: Option<_> = tokens.map(|text| DeviceToken::parse(text).ok()).collect();
+        Some(Debt {
+            person: self.person.read()?,
+            case,
+            proof: proof_of(&self.proof)?,
+            registrations: registrations?,
+            device_tokens: device_tokens?,
+            is_unregistered: self.is_unregistered,
+            begun: 0,
+        })
+    }
+}
