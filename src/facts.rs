@@ -170,6 +170,14 @@ fn holdings(settings: &Settings) -> Vec<Holding> {
             ),
         ));
     }
+    holdings.push(holding(
+        "pushing, remembered",
+        "the device tokens that Apple has just called dead, and of those that it took or refused as bad a \
+         hash that nobody can compute after the process has ended",
+        "to end a registration once, and to tell a wrong configuration from a bad device token",
+        "in memory: device tokens for minutes, hashes until newer ones take their place or the process ends"
+            .to_owned(),
+    ));
     holdings.extend(journalled(settings));
     holdings.push(holding(
         "operating, logged",
@@ -177,9 +185,11 @@ fn holdings(settings: &Settings) -> Vec<Holding> {
          compute after the process has ended; no JIDs of users, no tokens, no secrets, no messages",
         "to operate the service and to keep attackers out",
         match settings.log.to {
-            telemetry::Target::Stderr => "written to standard error; for how long it is kept is up to the \
-                                          operator's log collection"
-                .to_owned(),
+            telemetry::Target::Stderr => format!(
+                "written to standard error; for how long it is kept is up to the operator's log \
+                 collection; files of an earlier time for {}",
+                days(settings.log.keep_days)
+            ),
             telemetry::Target::Files => days(settings.log.keep_days),
         },
     ));
@@ -195,6 +205,13 @@ fn holdings(settings: &Settings) -> Vec<Holding> {
             days(privacy.confirmed_days),
             days(privacy.closed_days)
         ),
+    ));
+    holdings.push(holding(
+        "asking the operator about data, given out",
+        "a copy of all of it, in files that the operator writes for the person",
+        "to answer the person",
+        "these files are outside of the service: the operator deletes them once they are handed over"
+            .to_owned(),
     ));
     if privacy.self_service {
         holdings.push(holding(
@@ -220,6 +237,15 @@ fn journalled(settings: &Settings) -> Vec<Holding> {
         journal::Identifiers::Hashed => "a keyed hash of the push node",
     };
     let mut holdings = Vec::new();
+    if journal.record < journal::Record::Pushes {
+        holdings.push(holding(
+            "recorded in the journal before",
+            "what was recorded while the configuration was another one and is not named in this table now; \
+             nothing is added to it",
+            "none any more",
+            kept.clone(),
+        ));
+    }
     if journal.record >= journal::Record::Registrations {
         holdings.push(holding(
             "registering, recorded in the journal",
@@ -233,7 +259,8 @@ fn journalled(settings: &Settings) -> Vec<Holding> {
         holdings.push(holding(
             "asking about data, recorded in the journal",
             "that data was given out or erased, when, how the person was identified, and the JID of who \
-             asked by command for a copy; nothing of what was erased",
+             asked by command for a copy, or the operator's words for showing data without a confirmation; \
+             nothing of what was erased",
             "to show that requests were answered",
             kept.clone(),
         ));
@@ -416,7 +443,10 @@ mod tests {
     #[test]
     fn a_changed_configuration_changes_the_statement() {
         let before = written(|_| {});
-        let changes: [Change; 17] = [
+        let changes: [Change; 18] = [
+            ("files of an earlier time for 8 days", |s| {
+                s.log.keep_days = 8;
+            }),
             ("notification with the text of the message, where", |s| {
                 for app in s.apps.values_mut() {
                     app.content = Shown::Body;
@@ -480,14 +510,15 @@ mod tests {
             assert!(!after.contains("ada:secret"));
         }
         for (record, has) in [
-            (journal::Record::Off, [false, false]),
-            (journal::Record::Registrations, [true, false]),
-            (journal::Record::Pushes, [true, true]),
+            (journal::Record::Off, [false, false, true]),
+            (journal::Record::Registrations, [true, false, true]),
+            (journal::Record::Pushes, [true, true, false]),
         ] {
             let text = written(|s| s.journal.record = record);
             let registering = text.contains("registering, recorded in the journal");
             let pushing = text.contains("pushing, recorded in the journal");
-            assert_eq!([registering, pushing], has);
+            let before = text.contains("recorded in the journal before");
+            assert_eq!([registering, pushing, before], has);
         }
         let without = written(|s| s.privacy.self_service = false);
         assert!(before.contains("Get my data") && !without.contains("Get my data"));

@@ -11,7 +11,7 @@ use actix::{
 use messages::{Health, Probe, SweepError, SweepOutdated, SweptOutdated};
 use time::{Date, Month, OffsetDateTime};
 
-use crate::telemetry::{self, Config, PREFIX, SUFFIX, Target};
+use crate::telemetry::{self, Config, PREFIX, SUFFIX};
 
 /// Where the keeper takes messages.
 #[derive(Clone)]
@@ -26,7 +26,7 @@ pub(crate) struct Handles {
 #[must_use]
 pub(crate) fn start(config: &Config) -> Handles {
     let keeper = LogFiles {
-        path: (config.to == Target::Files).then(|| config.path.clone()),
+        path: config.path.clone(),
         keep_days: config.keep_days,
     };
     let address = Supervisor::start(|ctx: &mut Context<LogFiles>| {
@@ -40,8 +40,8 @@ pub(crate) fn start(config: &Config) -> Handles {
 }
 
 struct LogFiles {
-    /// `None` when there are no files.
-    path: Option<PathBuf>,
+    /// Also when lines go elsewhere now: files of before have to go too.
+    path: PathBuf,
     keep_days: u32,
 }
 
@@ -57,9 +57,6 @@ impl Handler<SweepOutdated> for LogFiles {
     fn handle(&mut self, sweep: SweepOutdated, _: &mut Self::Context) -> Self::Result {
         let (path, keep_days) = (self.path.clone(), self.keep_days);
         Box::pin(async move {
-            let Some(path) = path else {
-                return Ok(SweptOutdated::default());
-            };
             let swept = tokio::task::spawn_blocking(move || remove(&path, keep_days, sweep));
             swept
                 .await
@@ -90,7 +87,11 @@ fn remove(path: &Path, keep_days: u32, sweep: SweepOutdated) -> io::Result<Swept
         .to_julian_day();
     let limit = u64::from(sweep.limit.max(1));
     let mut swept = SweptOutdated::default();
-    for entry in fs::read_dir(path)? {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(swept),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
         let Some(day) = day(&name.to_string_lossy()) else {
@@ -126,6 +127,7 @@ mod tests {
     use messages::UnixSeconds;
 
     use super::*;
+    use crate::telemetry::Target;
 
     /// 2026-06-15T00:00:00Z.
     const NOW: UnixSeconds = UnixSeconds(1_781_481_600);
@@ -162,6 +164,15 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, all[3..]);
+    }
+
+    /// The service has never written one.
+    #[test]
+    fn there_may_be_no_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("none");
+        let sweep = SweepOutdated { now: NOW, limit: 1 };
+        assert_eq!(remove(&path, 14, sweep).unwrap(), SweptOutdated::default());
     }
 
     #[test]
