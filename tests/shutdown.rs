@@ -88,6 +88,11 @@ async fn a_push_that_never_ends_is_given_up_after_the_grace_and_told_so() {
         support::error("wait", "internal-server-error")
     );
     assert_eq!(code, Some(exit::ABANDONED));
+    let stopped = service.lines.iter().find(|line| line.contains("stopped"));
+    assert!(
+        stopped.unwrap().contains(r#""abandoned":1"#),
+        "once: {stopped:?}"
+    );
     world.stop().await;
 }
 

@@ -182,6 +182,13 @@ impl Ledger {
         self.open.get()
     }
 
+    /// How many of them somebody still waits for.
+    pub(crate) fn owed(&self) -> usize {
+        let owing = self.owing.borrow();
+        let batches = owing.values().filter_map(Weak::upgrade);
+        batches.map(|batch| batch.owed.get()).sum()
+    }
+
     /// Wakes who waits in [`Ledger::changed`].
     pub(crate) fn notify(&self) {
         self.changed.notify_one();

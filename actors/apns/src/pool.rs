@@ -244,7 +244,9 @@ impl Handler<Drain> for Pool {
             let deadline = Instant::from_std(drain.deadline);
             let ledger = &lane.ledger;
             while ledger.open() > 0 && timeout_at(deadline, ledger.changed()).await.is_ok() {}
-            let abandoned = ledger.open() as u64;
+            // Whoever waits for an outcome counts it as given up; nobody else knows of the others.
+            let unowed = ledger.open().saturating_sub(ledger.owed()) as u64;
+            let held: u64 = routes.iter().map(|route| route.abandoned()).sum();
             ledger.settle_all(PushOutcome::Rejected(Rejection::Unavailable));
             lane.closed.set(true);
             for route in &routes {
@@ -256,7 +258,9 @@ impl Handler<Drain> for Pool {
             while routes.iter().any(|route| route.connections().0 > 0)
                 && timeout_at(farewell, ledger.changed()).await.is_ok()
             {}
-            Drained { abandoned }
+            Drained {
+                abandoned: unowed + held,
+            }
         })
     }
 }

@@ -452,6 +452,11 @@ impl Route {
         self.backoff.borrow_mut().succeeded();
     }
 
+    /// Pushes of devices held back that a drain let go: their iqs had been answered.
+    pub(crate) fn abandoned(&self) -> u64 {
+        self.waiting.borrow().abandoned()
+    }
+
     /// Ends everything: the outcomes have been told.
     pub(crate) fn close(&self) {
         let waiting = self.waiting.take();

@@ -37,6 +37,8 @@ pub(crate) struct Waiting<P> {
     held: BTreeMap<(Instant, u64), usize>,
     /// Nothing new is taken, so nothing is held back any more.
     draining: bool,
+    /// What was held back and let go because of that.
+    let_go: u64,
 }
 
 struct Seated<P> {
@@ -55,6 +57,7 @@ impl<P> Default for Waiting<P> {
             parked: Vec::new(),
             held: BTreeMap::new(),
             draining: false,
+            let_go: 0,
         }
     }
 }
@@ -98,6 +101,7 @@ impl<P: Waits> Waiting<P> {
     pub(crate) fn hold(&mut self, push: P, until: Instant) {
         push.held_back();
         if self.draining {
+            self.let_go += 1;
             return;
         }
         let (registration, serial) = (push.registration(), push.serial());
@@ -122,7 +126,7 @@ impl<P: Waits> Waiting<P> {
             let seated = self.pushes.get(slot)?;
             match seated.held_until {
                 None => return self.leave(slot),
-                Some(_) if self.draining => drop(self.leave(slot)),
+                Some(_) if self.draining => self.let_go_of(slot),
                 Some(until) => {
                     self.held.insert((until, seated.push.serial()), slot);
                 }
@@ -191,8 +195,19 @@ impl<P: Waits> Waiting<P> {
     pub(crate) fn drain(&mut self) {
         self.draining = true;
         for slot in std::mem::take(&mut self.held).into_values() {
-            drop(self.leave(slot));
+            self.let_go_of(slot);
         }
+    }
+
+    fn let_go_of(&mut self, slot: usize) {
+        if self.leave(slot).is_some() {
+            self.let_go += 1;
+        }
+    }
+
+    /// How many pushes of devices that were held back a drain let go.
+    pub(crate) const fn abandoned(&self) -> u64 {
+        self.let_go
     }
 
     /// How many wait.
