@@ -44,23 +44,33 @@ pub struct Stage {
 /// How long the ends of streams and connections may take, or a tenth of the whole if that is less.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How much longer than it may an actor is waited for before it is taken for dead.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How much longer than it may an actor is waited for before it is taken for dead: what is left of the
+/// grace is for those after it.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 impl Order {
     /// Drains stage after stage and returns how many pieces of work were given up. It takes `grace` at
-    /// most, unless an actor is dead. An actor that is gone counts as drained.
+    /// most, and a quarter of a second for each stage with an actor that is dead by then. An actor that is gone counts
+    /// as drained.
     pub async fn drain(self, grace: Duration) -> u64 {
         let farewell = FAREWELL.min(grace / 10);
         let end = Instant::now() + grace;
         let mut abandoned = 0;
         for stage in self.stages {
             let left = farewell.saturating_mul(stage.farewells_left);
+            let deadline = end.checked_sub(left).unwrap_or(end);
+            let now = Instant::now();
             let drain = Drain {
-                deadline: end.checked_sub(left).unwrap_or(end).into_std(),
-                farewell,
+                deadline: deadline.into_std(),
+                // One that is asked late has no more than is left.
+                farewell: farewell.min(end.saturating_duration_since(now)),
             };
-            let limit = end.saturating_duration_since(Instant::now()) + PATIENCE;
+            let by = if left.is_zero() {
+                deadline
+            } else {
+                deadline.max(now) + drain.farewell
+            };
+            let limit = by.saturating_duration_since(now) + PATIENCE;
             let mut asked = Vec::with_capacity(stage.actors.len());
             for actor in &stage.actors {
                 asked.push(actix_rt::spawn(actor.send(drain).timeout(limit)));
@@ -153,6 +163,21 @@ mod tests {
         }
     }
 
+    /// Never answers.
+    struct Dead;
+
+    impl Actor for Dead {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Drain> for Dead {
+        type Result = ResponseFuture<Drained>;
+
+        fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+            Box::pin(std::future::pending())
+        }
+    }
+
     async fn check(grace_ms: u64, farewells_left: &[u32], expected_ms: u64) {
         let stages = farewells_left
             .iter()
@@ -171,6 +196,30 @@ mod tests {
             .elapsed()
             .checked_sub(Duration::from_millis(expected_ms));
         // The timer's grain is a millisecond for each wait.
+        assert!(
+            late.is_some_and(|late| late < Duration::from_millis(20)),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+
+    #[actix_rt::test]
+    async fn a_dead_actor_leaves_the_others_their_time() {
+        tokio::time::pause();
+        let stage = |farewells_left, actor| Stage {
+            name: "stage",
+            farewells_left,
+            actors: vec![actor],
+        };
+        let stages = vec![
+            stage(2, Dead.start().recipient()),
+            stage(1, Slow.start().recipient()),
+            stage(0, Slow.start().recipient()),
+        ];
+        let start = Instant::now();
+        let abandoned = Order { stages }.drain(Duration::from_secs(10)).await;
+        assert_eq!(abandoned, 2);
+        let late = start.elapsed().checked_sub(Duration::from_secs(10));
         assert!(
             late.is_some_and(|late| late < Duration::from_millis(20)),
             "{:?}",

@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::Error;
+use crate::paced::Paced;
 use crate::tls::H2;
 use crate::upstream::Upstream;
 
@@ -63,7 +64,7 @@ impl Names {
 /// A usable connection.
 pub(crate) struct Wire {
     pub(crate) sender: SendRequest<Bytes>,
-    pub(crate) connection: Connection<TlsStream<TcpStream>, Bytes>,
+    pub(crate) connection: Connection<Paced<TlsStream<TcpStream>>, Bytes>,
     pub(crate) ping: PingPong,
 }
 
@@ -170,7 +171,7 @@ async fn establish(upstream: &Upstream, mut tcp: TcpStream) -> Result<Wire, Erro
         .max_header_list_size(HEADERS_BYTES_MAX)
         // Until the peer says otherwise; h2 would take 100 for granted.
         .initial_max_send_streams(1)
-        .handshake(tls)
+        .handshake(Paced::new(tls))
         .await
         .map_err(Error::Handshake)?;
     let mut ping = connection.ping_pong().ok_or(Error::ClosedEarly)?;
@@ -185,7 +186,7 @@ async fn establish(upstream: &Upstream, mut tcp: TcpStream) -> Result<Wire, Erro
 }
 
 fn poll_settings(
-    connection: &mut Connection<TlsStream<TcpStream>, Bytes>,
+    connection: &mut Connection<Paced<TlsStream<TcpStream>>, Bytes>,
     ping: &mut PingPong,
     cx: &mut Context<'_>,
 ) -> Poll<Result<(), Error>> {

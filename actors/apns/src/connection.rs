@@ -22,6 +22,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::connect::{self, Wire};
 use crate::ledger::count;
+use crate::paced::Paced;
 use crate::push::Push;
 use crate::reply::{Exchange, Loss, Reply};
 use crate::route::{Phase, Route, Seat};
@@ -69,7 +70,7 @@ pub(crate) async fn run(seat: Seat, not_before: Option<Instant>) {
 struct Driver {
     seat: Seat,
     /// Gone when the connection has ended.
-    connection: Option<Connection<TlsStream<TcpStream>, Bytes>>,
+    connection: Option<Connection<Paced<TlsStream<TcpStream>>, Bytes>>,
     /// Gone when no more pushes are to be sent; h2 then says farewell.
     sender: Option<SendRequest<Bytes>>,
     ping: PingPong,

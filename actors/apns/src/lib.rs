@@ -46,6 +46,7 @@ mod guard;
 mod jwt;
 mod lately;
 mod ledger;
+mod paced;
 mod payload;
 pub mod pool;
 pub mod provider_tokens;
