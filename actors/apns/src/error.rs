@@ -98,6 +98,44 @@ pub enum Error {
         /// What can be read.
         what: &'static str,
     },
+    /// A file with a secret is open to others. Not a fault of what is sent.
+    #[error("[apps.{app}] {key}: others than its owner may use {}: chmod 600", path.display())]
+    Exposed {
+        /// The app's name.
+        app: String,
+        /// The key that names the file.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Apple names key files by their keys, and this one has another name. Perhaps it was renamed.
+    #[error(
+        "[apps.{app}] key_id is not the {named} in the name of key_file: correct the one that is wrong, else \
+         Apple refuses all pushes"
+    )]
+    OtherKeyId {
+        /// The app's name.
+        app: String,
+        /// The id in the name.
+        named: String,
+    },
+    /// Provider tokens cannot be kept.
+    #[error(
+        "[apns] token_dir: {} cannot be used: {source}; let the service's user write there, else Apple may \
+         refuse pushes after a restart", path.display()
+    )]
+    TokenDir {
+        /// The directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Others may look into the directory of provider tokens.
+    #[error("[apns] token_dir: others than its owner may use {}: chmod 700", path.display())]
+    TokenDirExposed {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The proxy refused a tunnel.
     #[error("the proxy answers {status}: {}", proxy_advice(*status))]
     ProxyRefused {

@@ -15,6 +15,30 @@ use crate::jwt::Signer;
 /// hour.
 const PRIVATE: u32 = 0o600;
 
+/// Whether others than its owner may use a file or directory that is there.
+pub(crate) fn is_exposed(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+}
+
+/// Tries whether tokens can be kept in a directory, and leaves nothing behind. One that is not there is made
+/// when it is needed.
+///
+/// # Errors
+/// It cannot be written, or is no directory.
+pub(crate) fn try_directory(directory: &Path) -> io::Result<()> {
+    let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    if fs::metadata(directory).as_ref().err().is_some_and(missing) {
+        return Ok(());
+    }
+    let path = directory.join(format!("check-{}", std::process::id()));
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(PRIVATE)
+        .open(&path)?;
+    fs::remove_file(path)
+}
+
 /// The file of one signing key.
 pub(crate) struct TokenFile {
     directory: PathBuf,

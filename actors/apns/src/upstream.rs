@@ -22,6 +22,7 @@ use crate::jwt::Signer;
 use crate::proxy::{Proxy, bare_host};
 use crate::request::Template;
 use crate::signing_key::SigningKey;
+use crate::token_file;
 use crate::{AppConfig, Config, Environment, Error, tls};
 
 /// How long before a certificate ends the operator is told.
@@ -139,6 +140,7 @@ impl Upstreams {
         if !builder.errors.is_empty() {
             return Err(builder.errors);
         }
+        builder.warn_of_directory(config, apps);
         for warning in &builder.warnings {
             tracing::warn!("{warning}");
         }
@@ -184,9 +186,29 @@ impl Upstreams {
 /// Finds every problem that [`Upstreams::prepare`] would, and keeps nothing.
 #[must_use]
 pub fn inspect(config: &Config, apps: &BTreeMap<String, AppConfig>) -> Vec<Error> {
-    Upstreams::prepare(config, apps, Clock::system())
-        .err()
-        .unwrap_or_default()
+    let prepared = Upstreams::prepare(config, apps, Clock::system());
+    let mut errors = prepared.err().unwrap_or_default();
+    // The service would start without it, and be refused after its next start.
+    if let Some(path) = token_dir(config, apps)
+        && let Err(source) = token_file::try_directory(path)
+    {
+        let path = path.to_owned();
+        errors.push(Error::TokenDir { path, source });
+    }
+    errors
+}
+
+/// Where provider tokens are kept, if there are any.
+fn token_dir<'a>(config: &'a Config, apps: &BTreeMap<String, AppConfig>) -> Option<&'a Path> {
+    let is_used = apps.values().any(|app| app.certificate_file.is_none());
+    let path = config.token_dir.as_path();
+    (is_used && !path.as_os_str().is_empty()).then_some(path)
+}
+
+/// The id in a name that Apple gave: `AuthKey_ABC123DEFG.p8`.
+fn named_key_id(file: &Path) -> Option<&str> {
+    let name = file.file_name()?.to_str()?;
+    name.strip_prefix("AuthKey_")?.strip_suffix(".p8")
 }
 
 /// Finds what works now and will not for long; nothing when there are faults.
@@ -199,6 +221,7 @@ pub fn warnings(config: &Config, apps: &BTreeMap<String, AppConfig>, clock: &Clo
     for (name, app) in apps {
         builder.add(config, name, app);
     }
+    builder.warn_of_directory(config, apps);
     builder.warnings
 }
 
@@ -246,6 +269,9 @@ impl Builder {
             self.warnings.push(Error::ContentShown { app, what });
         }
         let proof = self.proof(name, app);
+        if proof.is_some() {
+            self.warn_of_files(name, app);
+        }
         let endpoint = self.endpoint(name, app);
         let proxy = self.proxy(name, app);
         let certificate = proof.as_ref().and_then(|proof| proof.certificate.as_ref());
@@ -344,6 +370,48 @@ impl Builder {
             key: None,
             certificate: Some(certificate),
         })
+    }
+
+    /// Finds secrets that others may read, and a key under the name of another.
+    fn warn_of_files(&mut self, name: &str, app: &AppConfig) {
+        // A certificate is no secret; the key that may be in its file is.
+        let bundle = app.certificate_file.as_deref();
+        let bundle = bundle.filter(|_| app.certificate_key_file.is_none());
+        for (key, path) in [
+            ("key_file", Some(app.key_file.as_path())),
+            ("certificate_file", bundle),
+            ("certificate_key_file", app.certificate_key_file.as_deref()),
+            (
+                "certificate_password_file",
+                app.certificate_password_file.as_deref(),
+            ),
+            (
+                "proxy_credentials_file",
+                app.proxy_credentials_file.as_deref(),
+            ),
+        ] {
+            if let Some(path) = path
+                && token_file::is_exposed(path)
+            {
+                let (app, path) = (name.to_owned(), path.to_owned());
+                self.warnings.push(Error::Exposed { app, key, path });
+            }
+        }
+        if let Some(named) = named_key_id(&app.key_file)
+            && named != app.key_id
+        {
+            let (app, named) = (name.to_owned(), named.to_owned());
+            self.warnings.push(Error::OtherKeyId { app, named });
+        }
+    }
+
+    fn warn_of_directory(&mut self, config: &Config, apps: &BTreeMap<String, AppConfig>) {
+        if let Some(path) = token_dir(config, apps)
+            && token_file::is_exposed(path)
+        {
+            let path = path.to_owned();
+            self.warnings.push(Error::TokenDirExposed { path });
+        }
     }
 
     fn unusable(&mut self, name: &str, key: &'static str, path: &Path, problem: String) {
@@ -781,6 +849,69 @@ mod tests {
         assert_eq!(upstreams.keys().count(), 1);
     }
 
+    fn open_to(mode: u32, path: &Path) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn files_that_others_may_use_and_a_key_under_another_name_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let key_file = directory.path().join("AuthKey_ABC123DEFG.p8");
+        let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        std::fs::write(&key_file, pem).unwrap();
+        let token_dir = directory.path().join("tokens");
+        std::fs::create_dir(&token_dir).unwrap();
+        let config = Config {
+            token_dir: token_dir.clone(),
+            ..Config::default()
+        };
+        let app = |key_id: &str| {
+            let app = AppConfig {
+                topic: "com.example.app".to_owned(),
+                team_id: "DEF123GHIJ".to_owned(),
+                key_id: key_id.to_owned(),
+                key_file: key_file.clone(),
+                ..AppConfig::default()
+            };
+            BTreeMap::from([("app".to_owned(), app)])
+        };
+        let warned = |key_id| -> Vec<String> {
+            let warnings = super::warnings(&config, &app(key_id), &Clock::system());
+            warnings.iter().map(ToString::to_string).collect()
+        };
+        open_to(0o600, &key_file);
+        open_to(0o700, &token_dir);
+        assert_eq!(warned("ABC123DEFG"), [""; 0]);
+        assert!(inspect(&config, &app("ABC123DEFG")).is_empty());
+        assert_eq!(std::fs::read_dir(&token_dir).unwrap().count(), 0);
+
+        open_to(0o640, &key_file);
+        open_to(0o755, &token_dir);
+        let found = warned("ABC123DEFH");
+        let expected = [
+            "[apps.app] key_file: others than its owner may use",
+            "[apps.app] key_id is not the ABC123DEFG in the name of key_file",
+            "[apns] token_dir: others than its owner may use",
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{found} | {expected}");
+        }
+
+        std::fs::remove_dir(&token_dir).unwrap();
+        assert!(
+            inspect(&config, &app("ABC123DEFG")).is_empty(),
+            "made later"
+        );
+        std::fs::write(&token_dir, "no directory").unwrap();
+        let found = inspect(&config, &app("ABC123DEFG"));
+        assert!(
+            matches!(found.as_slice(), [Error::TokenDir { .. }]),
+            "{found:?}"
+        );
+    }
+
     /// What is said of an app with a certificate so many days after the new year of 2030: faults and
     /// warnings.
     #[track_caller]
@@ -789,6 +920,9 @@ mod tests {
         let now = UnixSeconds(NEW_YEAR_2030.saturating_add_signed(day * 86_400));
         let clock = Clock::manual(now.millis());
         let apps = BTreeMap::from([("app".to_owned(), app.clone())]);
+        for path in app.certificate_file.iter().filter(|path| path.exists()) {
+            open_to(0o600, path);
+        }
         let found = Upstreams::prepare(&Config::default(), &apps, clock.clone());
         let found = found.err().unwrap_or_default();
         let warned = super::warnings(&Config::default(), &apps, &clock);
