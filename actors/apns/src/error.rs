@@ -146,13 +146,17 @@ pub enum Error {
     #[error("the proxy does not speak HTTP/1: check proxy")]
     ProxyUnclear,
     /// The name of the endpoint has no address, or looking it up failed.
-    #[error("cannot look up the address: {0}")]
+    #[error("cannot look up the address: {0}: check the endpoint and the name servers")]
     LookUp(#[source] io::Error),
     /// TCP or TLS failed.
-    #[error("cannot connect: {0}")]
+    #[error(
+        "cannot connect: {0}: check that a firewall lets TCP to it pass, and ca_file if there is one"
+    )]
     Connect(#[source] io::Error),
     /// TLS succeeded, but the peer did not choose HTTP/2.
-    #[error("the peer does not speak HTTP/2 (ALPN h2)")]
+    #[error(
+        "the peer does not speak HTTP/2 (ALPN h2): check endpoint; something on the way may open TLS"
+    )]
     NotHttp2,
     /// HTTP/2 failed before the connection was usable.
     #[error("HTTP/2 failed before the first SETTINGS: {0}")]
@@ -161,7 +165,7 @@ pub enum Error {
     #[error("the peer closed before the first SETTINGS")]
     ClosedEarly,
     /// The connection was not usable in time.
-    #[error("no usable connection in time")]
+    #[error("no usable connection in time: check that a firewall lets TCP to it pass")]
     ConnectTimeout,
 }
 
