@@ -250,7 +250,7 @@ fn journalled(settings: &Settings) -> Vec<Holding> {
         holdings.push(holding(
             "registering, recorded in the journal",
             &format!(
-                "the user's JID, {identifiers}, the name of the app, the served domain, and when a device \
+                "the user's JID and a keyed hash of it, {identifiers}, the name of the app, the served domain, and when a device \
                  was registered, renewed or ended, and why"
             ),
             "to find faults and abuse, and to tell people what happened with their data",
@@ -268,7 +268,7 @@ fn journalled(settings: &Settings) -> Vec<Holding> {
     if journal.record >= journal::Record::Pushes {
         holdings.push(holding(
             "pushing, recorded in the journal",
-            &format!("{node}, the domain of the user's server, the time and the outcome"),
+            &format!("a keyed hash of the user's JID, {node}, the domain of the user's server, the time and the outcome"),
             "to find faults and abuse, and to tell people what happened with their data",
             kept,
         ));

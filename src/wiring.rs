@@ -331,6 +331,7 @@ fn desk_edges(
 ) -> privacy::desk::Edges {
     privacy::desk::Edges {
         find: registry.find.clone(),
+        accounts: registry.accounts.clone(),
         describe: registry.describe.clone(),
         erase: registry.erase.clone(),
         rotate: registry.rotate.clone(),

@@ -282,8 +282,21 @@ impl Ledger {
 
     /// Remembers for the journal what a push was told.
     fn note(&self, trace: Option<(RegistrationKey, PushTrace)>, outcome: PushOutcome) {
-        if let Some((registration, PushTrace { at, node, domain })) = trace {
-            let target = Some(PushTarget { registration, node });
+        if let Some((
+            registration,
+            PushTrace {
+                at,
+                account,
+                node,
+                domain,
+            },
+        )) = trace
+        {
+            let target = Some(PushTarget {
+                registration,
+                account,
+                node,
+            });
             let event = JournalEvent::Pushed(PushedEvent {
                 target,
                 domain,
@@ -373,7 +386,7 @@ impl Drop for Claim {
 mod tests {
     use std::time::Duration;
 
-    use messages::{Domain, NodeId, UnixSeconds};
+    use messages::{AccountKey, Domain, NodeId, UnixSeconds};
     use proptest::prelude::*;
     use testkit::Collector;
 
@@ -423,6 +436,7 @@ mod tests {
                         RegistrationKey([7; 16]),
                         PushTrace {
                             at: UnixSeconds(slot.into()),
+                            account: AccountKey([8; 16]),
                             node: NodeId::new("node").unwrap(),
                             domain: Domain::new("chat.example"),
                         },
@@ -586,6 +600,7 @@ mod tests {
         let event = JournalEvent::Pushed(PushedEvent {
             target: Some(PushTarget {
                 registration: RegistrationKey([7; 16]),
+                account: AccountKey([8; 16]),
                 node: NodeId::new("node").unwrap(),
             }),
             domain: Domain::new("chat.example"),

@@ -83,6 +83,7 @@ enum Tag {
     Proof = 15,
     Registrations = 16,
     Records = 17,
+    AccountKey = 18,
 }
 
 impl Tag {
@@ -105,6 +106,7 @@ impl Tag {
             15 => Self::Proof,
             16 => Self::Registrations,
             17 => Self::Records,
+            18 => Self::AccountKey,
             _ => return None,
         })
     }
@@ -113,7 +115,7 @@ impl Tag {
     const fn name(self) -> Option<&'static str> {
         Some(match self {
             Self::Account => "account",
-            Self::Registration => return None,
+            Self::Registration | Self::AccountKey => return None,
             Self::Service => "service",
             Self::App => "app",
             Self::Dialect => "dialect",
@@ -230,6 +232,7 @@ impl<'a> Encoder<'a> {
         if let Some(account) = &event.account {
             self.text(Tag::Account, account.as_str());
         }
+        self.field(Tag::AccountKey, &event.account_key.0);
         self.field(Tag::Registration, &event.registration.0);
         self.text(Tag::Service, event.service.as_str());
         self.text(Tag::App, event.app.as_str());
@@ -251,6 +254,7 @@ impl<'a> Encoder<'a> {
         self.fixed(Kind::Pushed, at);
         if let Some(target) = &event.target {
             self.field(Tag::Registration, &target.registration.0);
+            self.field(Tag::AccountKey, &target.account.0);
             self.node(&target.node);
         }
         self.text(Tag::Domain, event.domain.as_str());
@@ -458,6 +462,7 @@ impl Search {
     fn has(&self, tag: Tag, value: &[u8]) -> bool {
         let Subject {
             account,
+            account_keys,
             registrations,
             nodes,
             device_tokens,
@@ -465,6 +470,7 @@ impl Search {
         let account = account.as_ref().map(|account| account.as_str().as_bytes());
         match tag {
             Tag::Account => account == Some(value),
+            Tag::AccountKey => account_keys.iter().any(|known| known.0 == value),
             Tag::Registration => registrations.iter().any(|known| known.0 == value),
             Tag::Node => nodes.iter().any(|known| known.as_str().as_bytes() == value),
             Tag::Token => device_tokens
@@ -560,7 +566,9 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use messages::{AppId, BareJid, CaseId, Dialect, Domain, ErrorReason, Proof, PushTarget};
+    use messages::{
+        AccountKey, AppId, BareJid, CaseId, Dialect, Domain, ErrorReason, Proof, PushTarget,
+    };
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -644,6 +652,7 @@ mod tests {
                     JournalEvent::Ended(Box::new(EndedEvent {
                         registration,
                         account,
+                        account_key: AccountKey(registration.0),
                         service,
                         app: AppId::new("app"),
                         node,
@@ -655,7 +664,11 @@ mod tests {
         let target = prop::option::of((registration(), node()));
         let pushed = (target, domain(), outcomes()).prop_map(|(target, domain, outcome)| {
             JournalEvent::Pushed(PushedEvent {
-                target: target.map(|(registration, node)| PushTarget { registration, node }),
+                target: target.map(|(registration, node)| PushTarget {
+                    registration,
+                    account: AccountKey(registration.0),
+                    node,
+                }),
                 domain,
                 outcome,
             })
@@ -899,6 +912,7 @@ mod tests {
             event: JournalEvent::Pushed(PushedEvent {
                 target: Some(PushTarget {
                     registration: RegistrationKey([0xaa; 16]),
+                    account: AccountKey([0xbb; 16]),
                     node: NodeId::new("no").unwrap(),
                 }),
                 domain: Domain::new("d"),
@@ -908,6 +922,8 @@ mod tests {
         let mut body = vec![1, 4, 0, 0, 0, 0, 0, 0, 1, 2];
         body.extend(b"\x02\0\x10");
         body.extend([0xaa; 16]);
+        body.extend(b"\x12\0\x10");
+        body.extend([0xbb; 16]);
         body.extend(b"\x06\0\x02no\x0a\0\x01d\x0b\0\x08accepted");
         let mut bytes = Vec::new();
         Encoder::new(&mut bytes, None).record(&entry);

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use journal::{Config, Error, Handles, Identifiers, Journal, Record};
 use messages::{
-    AccessedEvent, AppId, BareJid, Clock, DeviceToken, Dialect, Domain, Drain, EndCause,
-    EndedEvent, EraseJournal, ErasedRecords, JournalBatch, JournalEntry, JournalError,
+    AccessedEvent, AccountKey, AppId, BareJid, Clock, DeviceToken, Dialect, Domain, Drain,
+    EndCause, EndedEvent, EraseJournal, ErasedRecords, JournalBatch, JournalEntry, JournalError,
     JournalEvent, JournalPage, NodeId, Probe, Proof, PushOutcome, PushTarget, PushedEvent,
     ReadJournal, RegisteredEvent, RegistrationKey, Rejection, Subject, SweepOutdated,
     SweptOutdated, SyncJournal, UnixSeconds,
@@ -196,6 +196,7 @@ fn pushed(digit: u8) -> JournalEvent {
     JournalEvent::Pushed(PushedEvent {
         target: Some(PushTarget {
             registration: key(digit),
+            account: AccountKey([digit; 16]),
             node: node(digit),
         }),
         domain: Domain::new("chat.example"),
@@ -207,12 +208,33 @@ fn ended(digit: u8) -> JournalEvent {
     JournalEvent::Ended(Box::new(EndedEvent {
         registration: key(digit),
         account: None,
+        account_key: AccountKey([digit; 16]),
         service: Domain::new("push.example"),
         app: AppId::new("app"),
         node: node(digit),
         device_token: device_token(digit),
         cause: EndCause::Idle,
     }))
+}
+
+/// The lines of registrations are the oldest, and go first: no JID leads to what came later.
+#[actix::test]
+async fn records_without_a_jid_are_found_and_erased_by_the_key_of_the_account() {
+    let desk = Desk::start(|_| {});
+    desk.send([pushed(1), pushed(2), ended(1), ended(2)]);
+    let subject = || Subject {
+        account_keys: vec![AccountKey([9; 16]), AccountKey([1; 16])],
+        ..of("ada")
+    };
+    assert!(desk.events(of("ada")).await.is_empty());
+    assert_eq!(desk.events(subject()).await, ["pushed", "ended"]);
+    assert_eq!(desk.erase(subject()).await.records, 2);
+    assert!(desk.events(subject()).await.is_empty());
+    let others = Subject {
+        account_keys: vec![AccountKey([2; 16])],
+        ..Subject::default()
+    };
+    assert_eq!(desk.events(others).await, ["pushed", "ended"]);
 }
 
 #[actix::test]

@@ -232,6 +232,11 @@ impl fmt::Display for AppId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RegistrationKey(pub [u8; 16]);
 
+/// A keyed hash of an account: finds what is about the account, and does not tell whose it is to who lacks
+/// the key of the registrations.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AccountKey(pub [u8; 16]);
+
 /// Who signs provider tokens: Apple's team id and key id, ten characters each.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SigningKeyId {
@@ -294,7 +299,14 @@ fn bounded(text: &str, max: usize) -> Result<&str, IdError> {
     }
 }
 
-redacted_debug!(BareJid, NodeId, Secret, DeviceToken, RegistrationKey);
+redacted_debug!(
+    BareJid,
+    NodeId,
+    Secret,
+    DeviceToken,
+    RegistrationKey,
+    AccountKey
+);
 
 #[cfg(test)]
 mod tests {

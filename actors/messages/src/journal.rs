@@ -8,8 +8,8 @@ use actix::Message;
 use thiserror::Error;
 
 use crate::{
-    AppId, BareJid, DeviceToken, Dialect, Domain, ErrorReason, IdError, NodeId, PushOutcome,
-    RegistrationKey, UnixSeconds, redacted_debug,
+    AccountKey, AppId, BareJid, DeviceToken, Dialect, Domain, ErrorReason, IdError, NodeId,
+    PushOutcome, RegistrationKey, UnixSeconds, redacted_debug,
 };
 
 /// Events to write down. Lost and counted when the journal cannot keep up or has no room: nothing waits
@@ -75,6 +75,8 @@ pub struct EndedEvent {
     pub registration: RegistrationKey,
     /// Whose it was, if that is known: the store keeps no JID.
     pub account: Option<BareJid>,
+    /// Whose it was, as the store had it.
+    pub account_key: AccountKey,
     /// The served domain it was made at.
     pub service: Domain,
     /// The app that was notified.
@@ -117,6 +119,8 @@ pub struct PushedEvent {
 pub struct PushTarget {
     /// Its key in the store.
     pub registration: RegistrationKey,
+    /// Whose it is, as the store has it.
+    pub account: AccountKey,
     /// Its node.
     pub node: NodeId,
 }
@@ -244,6 +248,8 @@ impl fmt::Display for CaseId {
 pub struct Subject {
     /// The person's JID.
     pub account: Option<BareJid>,
+    /// Its keys in the store ([`crate::FindAccountKeys`]): records that were made without the JID have one.
+    pub account_keys: Vec<AccountKey>,
     /// Keys of registrations, such as the store has for the account.
     pub registrations: Vec<RegistrationKey>,
     /// Nodes.
@@ -266,6 +272,7 @@ impl Subject {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.account.is_none()
+            && self.account_keys.is_empty()
             && self.registrations.is_empty()
             && self.nodes.is_empty()
             && self.device_tokens.is_empty()

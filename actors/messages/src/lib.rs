@@ -29,8 +29,8 @@ pub use clock::{Clock, UnixMillis, UnixSeconds};
 pub use content::{Content, Disclosure};
 pub use feedback::{DeadPush, DeadPushBatch, RejectedToken, RejectedTokens};
 pub use ids::{
-    AppId, BareJid, DeviceToken, Domain, ErrorReason, IdError, NodeId, RegistrationKey, Secret,
-    SigningKeyId,
+    AccountKey, AppId, BareJid, DeviceToken, Domain, ErrorReason, IdError, NodeId, RegistrationKey,
+    Secret, SigningKeyId,
 };
 pub use journal::{
     AccessedEvent, CaseId, EndCause, EndedEvent, EraseJournal, ErasedEvent, ErasedRecords,
@@ -41,8 +41,8 @@ pub use journal::{
 pub use lifecycle::{Drain, Drained, Health, Probe, Reload};
 pub use privacy::{
     Claim, CommandAction, CommandError, CommandField, CommandStage, CommandStatus, ConfirmCase,
-    DescribeRegistrations, EraseRegistrations, FindRegistration, OfferPost, PrivacyCommand,
-    RegistrationDetails, RotateKeys, RunPrivacyCommand, SendMessage,
+    DescribeRegistrations, EraseRegistrations, FindAccountKeys, FindRegistration, OfferPost,
+    PrivacyCommand, RegistrationDetails, RotateKeys, RunPrivacyCommand, SendMessage,
 };
 pub use provider_token::{Bearer, ProviderTokenRefused, SubscribeProviderToken, UseProviderToken};
 pub use push::{

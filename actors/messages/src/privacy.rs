@@ -4,8 +4,8 @@ use actix::{Message, Recipient};
 use thiserror::Error;
 
 use crate::{
-    AppId, BareJid, DeviceToken, Domain, ErrorReason, NodeId, RegistrationKey, RegistryError,
-    Secret, UnixSeconds, redacted_debug,
+    AccountKey, AppId, BareJid, DeviceToken, Domain, ErrorReason, NodeId, RegistrationKey,
+    RegistryError, Secret, UnixSeconds, redacted_debug,
 };
 
 /// Whose registrations are meant, and by what that is known.
@@ -30,6 +30,15 @@ pub struct FindRegistration {
     pub node: NodeId,
     /// Its secret.
     pub secret: Secret,
+}
+
+/// Finds the keys that records of an account may have, whether it has registrations or not: that of the key
+/// of the registrations in use first, then those of its predecessors that are kept.
+#[derive(Debug, Message)]
+#[rtype(result = "Vec<AccountKey>")]
+pub struct FindAccountKeys {
+    /// The account.
+    pub account: BareJid,
 }
 
 /// Describes registrations, push times that are not written yet included.

@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use actix::{Message, Recipient};
 
-use crate::{AppId, Content, DeviceToken, Domain, NodeId, RegistrationKey, Secret, UnixSeconds};
+use crate::{
+    AccountKey, AppId, Content, DeviceToken, Domain, NodeId, RegistrationKey, Secret, UnixSeconds,
+};
 
 /// Names a slot in the table of unanswered iqs of one stream. The generation tells a late outcome from
 /// the slot's next tenant.
@@ -96,6 +98,8 @@ pub struct Deliver {
 pub struct PushTrace {
     /// When it was triggered.
     pub at: UnixSeconds,
+    /// Whose registration it is, as the store has it.
+    pub account: AccountKey,
     /// See [`Publish::node`].
     pub node: NodeId,
     /// See [`Publish::domain`].

@@ -14,10 +14,11 @@ use actix::{
 };
 use messages::{
     CaseId, Claim, Clock, CommandError, CommandStage, ConfirmCase, DescribeRegistrations, Domain,
-    Drain, Drained, EraseJournal, EraseRegistrations, ErasedEvent, FindRegistration, Health,
-    JournalEntry, JournalError, JournalEvent, OfferPost, Probe, Proof, ReadJournal,
-    RegistrationDetails, RegistrationKey, RegistryError, RotateKeys, RunPrivacyCommand,
-    SendMessage, Subject, SweepError, SweepOutdated, SweptOutdated, SyncJournal, UnixSeconds,
+    Drain, Drained, EraseJournal, EraseRegistrations, ErasedEvent, FindAccountKeys,
+    FindRegistration, Health, JournalEntry, JournalError, JournalEvent, OfferPost, Probe, Proof,
+    ReadJournal, RegistrationDetails, RegistrationKey, RegistryError, RotateKeys,
+    RunPrivacyCommand, SendMessage, Subject, SweepError, SweepOutdated, SweptOutdated, SyncJournal,
+    UnixSeconds,
 };
 use tokio::sync::Notify;
 
@@ -50,6 +51,8 @@ const PIECE_BYTES_MAX: usize = 12_288;
 pub struct Edges {
     /// Finds a registration by its secret.
     pub find: Recipient<FindRegistration>,
+    /// Finds the keys of an account.
+    pub accounts: Recipient<FindAccountKeys>,
     /// Shows registrations.
     pub describe: Recipient<DescribeRegistrations>,
     /// Erases registrations.
@@ -363,13 +366,38 @@ impl Core {
         Ok(asked.await??)
     }
 
+    /// Whose lines of the journal belong to a person. Nodes never count: anybody may register the node of
+    /// somebody else, and would see what happened to theirs.
+    async fn subject(
+        &self,
+        person: &Person,
+        registrations: impl IntoIterator<Item = RegistrationKey>,
+    ) -> Result<Subject, Failure> {
+        let mut subject = Subject::default();
+        match person {
+            Person::Account(account) => {
+                let account = account.clone();
+                subject.account = Some(account.clone());
+                let find = FindAccountKeys { account };
+                subject.account_keys = self.edges.accounts.send(find).timeout(READ_LIMIT).await?;
+            }
+            Person::Token(token) => subject.device_tokens.push(token.clone()),
+            Person::Registration(key) => subject.registrations.push(*key),
+        }
+        for registration in registrations {
+            subject.widen(registration);
+        }
+        Ok(subject)
+    }
+
     /// Gathers what is held on a person.
     async fn report(&self, person: &Person, lines_max: usize) -> Result<Report, Failure> {
         let details = self.registrations(person).await?;
         let mut journal = Vec::new();
         let mut journal_is_cut = false;
         if let Some(edges) = &self.edges.journal {
-            let mut subject = subject_of(person, details.iter().map(|one| one.registration));
+            let registrations = details.iter().map(|one| one.registration);
+            let mut subject = self.subject(person, registrations).await?;
             let mut after = None;
             loop {
                 let read = ReadJournal {
@@ -445,7 +473,8 @@ impl Core {
         }
         let records = match &self.edges.journal {
             Some(journal) => {
-                let subject = subject_of(&debt.person, debt.registrations.iter().copied());
+                let registrations = debt.registrations.iter().copied();
+                let subject = self.subject(&debt.person, registrations).await?;
                 let erased = journal.erase.send(EraseJournal { subject }).await??;
                 Some(erased.records)
             }
@@ -570,26 +599,6 @@ fn claim_of(person: &Person) -> Claim {
         Person::Token(token) => Claim::Token(token.clone()),
         Person::Registration(key) => Claim::Registrations(vec![*key]),
     }
-}
-
-/// Whose lines of the journal belong to a person. Nodes never count: anybody may register the node of
-/// somebody else, and would see what happened to theirs.
-fn subject_of(
-    person: &Person,
-    registrations: impl IntoIterator<Item = RegistrationKey>,
-) -> Subject {
-    let mut subject = Subject::default();
-    match person {
-        Person::Account(account) => subject.account = Some(account.clone()),
-        Person::Token(token) => subject.device_tokens.push(token.clone()),
-        Person::Registration(key) => {
-            subject.registrations.push(*key);
-        }
-    }
-    for registration in registrations {
-        subject.widen(registration);
-    }
-    subject
 }
 
 impl Actor for Desk {

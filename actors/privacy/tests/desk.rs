@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex};
 
 use actix::{Actor, Context, Handler, Message, MessageResult};
 use messages::{
-    AppId, BareJid, Claim, Clock, CommandAction, CommandError, CommandStage, CommandStatus,
-    ConfirmCase, DescribeRegistrations, DeviceToken, Domain, Drain, EraseJournal,
-    EraseRegistrations, ErasedRecords, FindRegistration, JournalCursor, JournalError, JournalEvent,
-    JournalLine, JournalPage, NodeId, PrivacyCommand, Proof, ReadJournal, RegistrationDetails,
-    RegistrationKey, RotateKeys, RunPrivacyCommand, SweepOutdated, SyncJournal, UnixMillis,
-    UnixSeconds,
+    AccountKey, AppId, BareJid, Claim, Clock, CommandAction, CommandError, CommandStage,
+    CommandStatus, ConfirmCase, DescribeRegistrations, DeviceToken, Domain, Drain, EraseJournal,
+    EraseRegistrations, ErasedRecords, FindAccountKeys, FindRegistration, JournalCursor,
+    JournalError, JournalEvent, JournalLine, JournalPage, NodeId, PrivacyCommand, Proof,
+    ReadJournal, RegistrationDetails, RegistrationKey, RotateKeys, RunPrivacyCommand,
+    SweepOutdated, SyncJournal, UnixMillis, UnixSeconds,
 };
 use privacy::admin::{Answer, Refusal, Request};
 use privacy::desk::{self, Edges, Handles, JournalEdges, Prepared, Serve};
@@ -107,6 +107,10 @@ macro_rules! behind {
 behind!(FindRegistration, |find, contents| {
     let right = find.node.as_str() == NODE && find.secret.as_str() == "right";
     Ok((right && contents.registered).then_some(RegistrationKey([7; 16])))
+});
+behind!(FindAccountKeys, |find, _contents| {
+    let hers = find.account == ada();
+    Vec::from_iter(hers.then_some(AccountKey([5; 16])))
 });
 behind!(DescribeRegistrations, |describe, contents| {
     contents.claims.push(describe.claim.clone());
@@ -209,6 +213,7 @@ impl Rig {
         };
         let edges = Edges {
             find: behind.clone().recipient(),
+            accounts: behind.clone().recipient(),
             describe: behind.clone().recipient(),
             erase: behind.clone().recipient(),
             rotate: behind.recipient(),
@@ -394,6 +399,7 @@ async fn a_report_comes_in_pieces_that_are_whole_together() {
     );
     let subject = &held.subjects[0];
     assert!(subject.account == Some(ada()) && subject.registrations.len() == 1);
+    assert!(subject.account_keys == [AccountKey([5; 16])]);
     assert!(subject.nodes.is_empty());
 }
 

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use messages::{BareJid, RegistrationKey, redacted_debug};
+use messages::{AccountKey, BareJid, RegistrationKey};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
@@ -17,14 +17,8 @@ const FORMER_MAX: usize = 8;
 const FILE_BYTES_MAX: usize = MASTER_BYTES * (2 + FORMER_MAX);
 const CHECK_BYTES: usize = 32;
 
-/// Finds the registrations of an account in the store without telling whose they are.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct AccountKey(pub(crate) [u8; 16]);
-
 /// The random part of a registration, from which its secret is derived.
 pub(crate) type Salt = [u8; 32];
-
-redacted_debug!(AccountKey);
 
 /// What makes a secret of a salt another one than the key alone would: so a secret outlives its key. All
 /// zeros for a secret of the key in use.

@@ -11,14 +11,14 @@ use std::thread::{self, JoinHandle};
 
 use actix::dev::{MessageResponse, OneshotSender};
 use actix::{
-    Actor, AsyncContext, Context, Handler, Recipient, Response, ResponseFuture, SpawnHandle,
-    Supervised, Supervisor,
+    Actor, AsyncContext, Context, Handler, MessageResult, Recipient, Response, ResponseFuture,
+    SpawnHandle, Supervised, Supervisor,
 };
 use messages::{
     Claim, DeadPush, DeadPushBatch, DescribeRegistrations, DeviceToken, Drain, Drained,
-    EraseRegistrations, FindRegistration, Health, JournalBatch, Probe, PushOutcome, Register,
-    RegistrationKey, RegistryError, Rejection, RemoveTokens, RotateKeys, SweepExpired, TouchBatch,
-    Unregister,
+    EraseRegistrations, FindAccountKeys, FindRegistration, Health, JournalBatch, Probe,
+    PushOutcome, Register, RegistrationKey, RegistryError, Rejection, RemoveTokens, RotateKeys,
+    SweepExpired, TouchBatch, Unregister,
 };
 use tokio::sync::oneshot;
 
@@ -53,6 +53,8 @@ pub struct Handles {
     pub dead_pushes: Recipient<DeadPushBatch>,
     /// Finds a registration by its secret.
     pub find: Recipient<FindRegistration>,
+    /// Finds the keys of an account.
+    pub accounts: Recipient<FindAccountKeys>,
     /// Describes registrations to those they are about.
     pub describe: Recipient<DescribeRegistrations>,
     /// Erases registrations.
@@ -116,6 +118,7 @@ pub fn start(registrations: &Registrations, edges: Edges) -> Result<Handles, Err
         touch: address.clone().recipient(),
         dead_pushes: address.clone().recipient(),
         find: address.clone().recipient(),
+        accounts: address.clone().recipient(),
         describe: address.clone().recipient(),
         erase: address.clone().recipient(),
         rotate: address.clone().recipient(),
@@ -318,6 +321,14 @@ impl Handler<FindRegistration> for Registry {
 
     fn handle(&mut self, find: FindRegistration, _: &mut Self::Context) -> Self::Result {
         self.request(|reply| Job::Find(find, reply))
+    }
+}
+
+impl Handler<FindAccountKeys> for Registry {
+    type Result = MessageResult<FindAccountKeys>;
+
+    fn handle(&mut self, find: FindAccountKeys, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.shared.living.load().keys.accounts(&find.account))
     }
 }
 

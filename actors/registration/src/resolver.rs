@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use actix::{Actor, Context, Handler, MessageResult, Recipient, Supervised, Supervisor};
 use messages::{
-    AppId, Deliver, DeliverBatch, DeviceToken, Drain, Drained, Health, JournalBatch, JournalEntry,
-    JournalEvent, Probe, Publish, PublishBatch, PushOutcome, PushTarget, PushTrace, PushedEvent,
-    Rejection, UnixSeconds,
+    AccountKey, AppId, Deliver, DeliverBatch, DeviceToken, Drain, Drained, Health, JournalBatch,
+    JournalEntry, JournalEvent, Probe, Publish, PublishBatch, PushOutcome, PushTarget, PushTrace,
+    PushedEvent, Rejection, UnixSeconds,
 };
 use subtle::ConstantTimeEq;
 
@@ -84,7 +84,7 @@ impl Resolver {
         &mut self,
         living: &Living,
         publish: &mut Publish,
-    ) -> Result<Result<Deliver, Rejection>, Error> {
+    ) -> Result<(Option<AccountKey>, Result<Deliver, Rejection>), Error> {
         let Living { store, keys } = living;
         let apps = &mut self.apps;
         // Without a secret the same work finds nothing: no registration has an empty one.
@@ -93,9 +93,11 @@ impl Resolver {
         let node = publish.node.as_str();
         let key = keys.registration(service, node, secret);
         let mut verdict = Ok(Err(Rejection::UnknownNode));
+        let mut account = None;
         store.read(key, &mut |record: &Record<'_>| {
             let derived = keys.secret(&record.salt, &record.mask);
             let secret_fits = derived.as_str().as_bytes().ct_eq(secret.as_bytes());
+            account = Some(record.account);
             let may_publish = bool::from(secret_fits)
                 & (record.service == service)
                 & (record.domain == publish.domain.as_str());
@@ -116,22 +118,25 @@ impl Resolver {
                 Err(Error::Record)
             };
         })?;
-        verdict
+        verdict.map(|verdict| (account, verdict))
     }
 
     /// What the journal says of a push that was refused here.
     fn refused(
         keys: &Keys,
         publish: Publish,
+        account: Option<AccountKey>,
         rejection: Rejection,
         at: UnixSeconds,
     ) -> JournalEntry {
         // Forbidden is what has a registration: node and secret are right, the server is not.
-        let target = (rejection == Rejection::Forbidden).then(|| {
+        let account = account.filter(|_| rejection == Rejection::Forbidden);
+        let target = account.map(|account| {
             let secret = publish.secret.as_ref().map_or("", |secret| secret.as_str());
             let service = publish.service.as_str();
             PushTarget {
                 registration: keys.registration(service, publish.node.as_str(), secret),
+                account,
                 node: publish.node,
             }
         });
@@ -167,9 +172,15 @@ impl Resolver {
 
 /// What the journal says of a push that nobody took.
 fn undeliverable(item: Deliver, outcome: PushOutcome) -> Option<JournalEntry> {
-    let PushTrace { at, node, domain } = item.trace?;
+    let PushTrace {
+        at,
+        account,
+        node,
+        domain,
+    } = item.trace?;
     let target = Some(PushTarget {
         registration: item.registration,
+        account,
         node,
     });
     Some(JournalEntry {
@@ -224,7 +235,7 @@ impl Handler<PublishBatch> for Resolver {
             self.counters.lost += origin.tell(outcomes) as u64;
             if let Some(at) = at {
                 let keys = &living.keys;
-                let refused = |publish| Self::refused(keys, publish, Rejection::TimedOut, at);
+                let refused = |publish| Self::refused(keys, publish, None, Rejection::TimedOut, at);
                 entries.extend(items.into_iter().map(refused));
                 self.tell_journal(entries);
             }
@@ -234,14 +245,15 @@ impl Handler<PublishBatch> for Resolver {
         let mut refused = Vec::new();
         let mut fault = None;
         for mut publish in items {
-            let resolved = self.resolve(&living, &mut publish).unwrap_or_else(|error| {
+            let (account, resolved) = self.resolve(&living, &mut publish).unwrap_or_else(|error| {
                 fault = Some(error);
-                Err(Rejection::Internal)
+                (None, Err(Rejection::Internal))
             });
             match resolved {
                 Ok(mut deliver) => {
-                    deliver.trace = at.map(|at| PushTrace {
+                    deliver.trace = at.zip(account).map(|(at, account)| PushTrace {
                         at,
+                        account,
                         node: publish.node,
                         domain: publish.domain,
                     });
@@ -250,8 +262,9 @@ impl Handler<PublishBatch> for Resolver {
                 Err(rejection) => {
                     self.count(rejection);
                     refused.push((publish.ticket, PushOutcome::Rejected(rejection)));
-                    entries
-                        .extend(at.map(|at| Self::refused(&living.keys, publish, rejection, at)));
+                    entries.extend(
+                        at.map(|at| Self::refused(&living.keys, publish, account, rejection, at)),
+                    );
                 }
             }
         }

@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use actix::Recipient;
 use arc_swap::ArcSwap;
 use messages::{
-    AppId, BareJid, Claim, Clock, DeviceToken, Domain, EndCause, EndedEvent, FindRegistration,
-    JournalBatch, JournalEntry, JournalEvent, NodeId, Register, Registered, RegisteredEvent,
-    RegistrationDetails, RegistrationKey, RegistryError, RejectedToken, Removed, Secret,
-    SweepCursor, SweepExpired, SweptPage, UnixSeconds, Unregister,
+    AccountKey, AppId, BareJid, Claim, Clock, DeviceToken, Domain, EndCause, EndedEvent,
+    FindRegistration, JournalBatch, JournalEntry, JournalEvent, NodeId, Register, Registered,
+    RegisteredEvent, RegistrationDetails, RegistrationKey, RegistryError, RejectedToken, Removed,
+    Secret, SweepCursor, SweepExpired, SweptPage, UnixSeconds, Unregister,
 };
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use crate::census::{Census, Crowd, owner};
 use crate::erasure::{self, Erasure, Exchange, Patience};
-use crate::keys::{AccountKey, Keys, Mask, MasterKey, Salt, fill};
+use crate::keys::{Keys, Mask, MasterKey, Salt, fill};
 use crate::registrations::Living;
 use crate::store::{PushTimes, Record, RegistrationStore, Visit, last_use};
 use crate::touches::Touches;
@@ -705,6 +705,7 @@ fn ended(
     Some(EndedEvent {
         registration,
         account,
+        account_key: record.account,
         service: Domain::new(record.service),
         app: AppId::new(record.app),
         node: NodeId::new(record.node).ok()?,

@@ -1,10 +1,10 @@
 //! Records as bytes. Hand-written, so that the layout on disk depends on nothing but this file; the first
 //! byte is its version.
 
-use messages::{ErrorReason, Touch, UnixSeconds};
+use messages::{AccountKey, ErrorReason, Touch, UnixSeconds};
 
 use crate::Error;
-use crate::keys::{AccountKey, Mask, Salt};
+use crate::keys::{Mask, Salt};
 
 const RECORD_VERSION: u8 = 1;
 /// With a mask behind the salt.

@@ -1,6 +1,6 @@
 //! The store on disk does what the oracle does, whatever is asked in whatever order.
 
-use messages::{ErrorReason, RegistrationKey, UnixSeconds};
+use messages::{AccountKey, ErrorReason, RegistrationKey, UnixSeconds};
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
@@ -8,7 +8,6 @@ use proptest::prelude::*;
 use super::memory::MemoryStore;
 use super::sled::SledStore;
 use super::{PushTimes, Record, RegistrationStore};
-use crate::keys::AccountKey;
 
 /// Few of each, so that operations meet.
 const KEYS: u8 = 6;

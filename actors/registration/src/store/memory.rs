@@ -6,11 +6,10 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use messages::RegistrationKey;
+use messages::{AccountKey, RegistrationKey};
 
 use super::{Page, PushTimes, Record, RegistrationStore, Visit};
 use crate::Error;
-use crate::keys::AccountKey;
 
 pub(crate) struct MemoryStore {
     contents: Mutex<Contents>,

@@ -42,11 +42,10 @@ pub(crate) mod sled;
 
 use std::sync::Arc;
 
-use messages::{RegistrationKey, UnixSeconds};
+use messages::{AccountKey, RegistrationKey, UnixSeconds};
 
 pub(crate) use self::codec::{PushTimes, Record};
 use crate::Error;
-use crate::keys::AccountKey;
 
 /// What a visitor of records is: the record is borrowed from the store, so that a look copies nothing.
 pub(crate) type Visit<'a> = dyn FnMut(RegistrationKey, &Record<'_>) + 'a;

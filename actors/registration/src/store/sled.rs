@@ -11,12 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ::sled::{Db, IVec, Tree};
-use messages::RegistrationKey;
+use messages::{AccountKey, RegistrationKey};
 use ring::digest;
 
 use super::generations::Generation;
 use super::{Page, PushTimes, Record, RegistrationStore, Visit};
-use crate::keys::AccountKey;
 use crate::{Error, Fault};
 
 /// Part of the layout on disk: a store opens with no other value. With small segments less is written.

@@ -1,11 +1,12 @@
 //! Registrations are made, renewed, ended and swept.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use messages::{
-    AppId, DeadPush, DeadPushBatch, ErrorReason, JournalEvent, NodeId, Origin, OutcomeBatch,
-    PushOutcome, RegistrationKey, RegistryError, RejectedToken, Rejection, RemoveTokens,
-    SweepExpired, SweptPage, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds,
+    AppId, DeadPush, DeadPushBatch, ErrorReason, FindAccountKeys, JournalEvent, NodeId, Origin,
+    OutcomeBatch, PushOutcome, RegistrationKey, RegistryError, RejectedToken, Rejection,
+    RemoveTokens, SweepExpired, SweptPage, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds,
 };
 use registration::registry::Handles;
 use testkit::Collector;
@@ -56,6 +57,16 @@ async fn the_journal_is_told_what_happened_once_it_is_durable() {
     };
     registry.sweep.send(sweep).await.unwrap().unwrap();
 
+    let mut keys = HashMap::new();
+    for name in [ADA, EVE] {
+        let find = FindAccountKeys {
+            account: account(name),
+        };
+        let found = registry.accounts.send(find).await.unwrap();
+        assert_eq!(found.len(), 1);
+        keys.insert(found[0], name);
+    }
+    assert_eq!(keys.len(), 2);
     let mut told = Vec::new();
     while told.len() < 9 {
         for entry in journal.take().await.items {
@@ -69,6 +80,9 @@ async fn the_journal_is_told_what_happened_once_it_is_durable() {
                 }
                 JournalEvent::Ended(event) => {
                     let jid = event.account.map(|account| account.as_str().to_owned());
+                    // With the key of the account, also where nobody named it.
+                    let whose = account(keys[&event.account_key]);
+                    assert!(jid.as_deref().is_none_or(|jid| jid == whose.as_str()));
                     let cause = format!("{:?}", event.cause);
                     (at, cause, jid, event.node.as_str() == NODE)
                 }

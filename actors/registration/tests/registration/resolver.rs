@@ -4,14 +4,16 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, Context, Handler, Recipient};
 use messages::{
-    Content, DeliverBatch, Disclosure, Domain, JournalBatch, JournalEvent, NodeId,
+    Content, DeliverBatch, Disclosure, Domain, FindAccountKeys, JournalBatch, JournalEvent, NodeId,
     NotificationHint, Origin, OutcomeBatch, Publish, PublishBatch, PushOutcome, Rejection, Secret,
     Ticket,
 };
 use registration::resolver::{self, Edges, Handles};
 use testkit::Collector;
 
-use crate::fixture::{ADA, EVE, Fixture, NODE, counter, drain, only, secret, service, token};
+use crate::fixture::{
+    ADA, EVE, Fixture, NODE, account, counter, drain, only, secret, service, token,
+};
 
 struct Lane {
     resolver: Handles,
@@ -129,11 +131,17 @@ async fn a_batch_is_split_into_found_and_refused() {
     );
     // What is found takes with it what the journal is to be told, the rest is told at once: with the
     // registration where there is one, and without what a stranger calls a node.
-    for item in &delivered.items {
+    let mut hers = Vec::new();
+    for account in [account(EVE), account(ADA)] {
+        let find = FindAccountKeys { account };
+        hers.extend(registry.accounts.send(find).await.unwrap());
+    }
+    for (item, hers) in delivered.items.iter().zip(&hers) {
         let trace = item.trace.as_ref().unwrap();
         assert_eq!(trace.at, fixture.clock.now());
         assert!(trace.node.as_str() == NODE);
         assert_eq!(trace.domain.as_str(), "chat.example");
+        assert_eq!(trace.account, *hers);
     }
     let entries = lane.journal.take().await.items;
     let told: Vec<_> = entries
@@ -142,7 +150,10 @@ async fn a_batch_is_split_into_found_and_refused() {
             let JournalEvent::Pushed(pushed) = &entry.event else {
                 panic!("{entry:?}");
             };
-            let target = pushed.target.as_ref().map(|target| target.registration);
+            let target = pushed.target.as_ref().map(|target| {
+                assert_eq!(target.account, hers[1]);
+                target.registration
+            });
             (target, pushed.domain.as_str(), pushed.outcome)
         })
         .collect();
