@@ -175,10 +175,11 @@ impl Issuer {
 
     /// Whether a kept token is one to go on with.
     fn takes(&self, kept: &Kept, now: UnixSeconds, slot: u64) -> bool {
+        // After the clock went back, what others signed since is the newer one.
         let is_newer = self
             .last
             .as_ref()
-            .is_none_or(|last| kept.issued_at > last.token.issued_at);
+            .is_none_or(|last| kept.issued_at > last.token.issued_at || last.token.issued_at > now);
         let is_good = kept.issued_at <= now && between(kept.issued_at, now) < AGE_MAX;
         let is_current =
             is_in_slot(kept.issued_at, now, slot) || between(kept.signed_at, now) < AGE_MIN;
@@ -381,8 +382,8 @@ impl Handler<ProviderTokenRefused> for ProviderTokens {
         self.refused += 1;
         if let Some(issuer) = self.issuers.get_mut(&message.key)
             && let Some(last) = &issuer.last
-            // A token older than the last one was replaced already.
-            && message.issued_at >= last.token.issued_at
+            // Any other was replaced already: by a newer one, or by an older one when the clock went back.
+            && message.issued_at == last.token.issued_at
         {
             issuer.refused = true;
         }

@@ -420,6 +420,31 @@ async fn a_clock_set_back_does_not_keep_a_token_of_the_future() {
 }
 
 #[actix::test]
+async fn after_a_clock_was_set_back_the_token_of_the_first_that_renewed_serves_all() {
+    let mut signer = Signer::start();
+    let mut one = signer.subscribe();
+    let future = one.take().await;
+    signer.pass(5).await;
+    signer.seconds -= 4 * 3_600;
+    signer.pass(1).await;
+    // Who starts anew does not begin with a token of the future.
+    let colleague = signer.colleague();
+    let mut other = Signer::subscribe_to(&colleague);
+    let early = other.take().await;
+    assert!(early.issued_at < future.issued_at);
+    // APNs refused it to the one that had to keep it, which takes what the other signed.
+    signer.refuse(future.issued_at.0);
+    signer.pass(15).await;
+    assert_eq!(texts(&one.drain()), [early.bearer.as_str()]);
+    assert_eq!(signer.settle().await, 1);
+    // A late word of the token of the future is not about this one.
+    signer.refuse(future.issued_at.0);
+    signer.pass(8).await;
+    assert!(one.drain().is_empty());
+    assert!(other.drain().is_empty());
+}
+
+#[actix::test]
 async fn subscribers_that_are_gone_are_dropped() {
     use actix::{Actor, ActorContext, Context, Handler};
 
