@@ -1,5 +1,8 @@
 //! What `campanile check` is told.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
 use messages::{Clock, UnixMillis};
 use rcgen::date_time_ymd;
 use xmpp::{Config, DomainConfig, Error, Ingress, inspect};
@@ -72,6 +75,11 @@ fn files() {
         &now(),
         &[(true, "holds no certificate in PEM format")],
     );
+    let key = domain.key.as_ref().unwrap();
+    std::fs::set_permissions(key, Permissions::from_mode(0o644)).unwrap();
+    let exposed = [(false, "push.test.key can be read by everybody")];
+    check(&config, &domain, &now(), &exposed);
+    std::fs::set_permissions(key, Permissions::from_mode(0o600)).unwrap();
     let other = world.domain("push2.test", &world.trusted(&["push2.test"]));
     let mismatching = DomainConfig {
         key: other.key,

@@ -1,6 +1,8 @@
 //! The service under test with a collector on each edge, and the certificates of its world.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -189,6 +191,7 @@ impl World {
         let (certificate, key) = (named(&certificate), named(&key));
         std::fs::write(&certificate, &identity.certificate_pem).unwrap();
         std::fs::write(&key, &identity.key_pem).unwrap();
+        std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
         DomainConfig {
             name: name.to_owned(),
             certificate: Some(certificate),
