@@ -229,7 +229,12 @@ async fn random_flows_at_level_trace_leave_no_trace_of_anybody() {
     }
     // The counters of the journal among them.
     service.line("journal_entries_written_total").await;
-    assert_eq!(service.terminate().await, Some(exit::OK));
+    // A device that APNs calls too busy is held back, and its push given up at the end.
+    let ended = service.terminate().await;
+    assert!(
+        matches!(ended, Some(exit::OK | exit::ABANDONED)),
+        "{ended:?}"
+    );
 
     // What it says when it cannot start, with a journal full of people and a disk that was meddled with.
     let journal = world.directory().join("journal");
