@@ -147,6 +147,7 @@ fn the_architecture_names_every_message() {
         "EndCause",
         "EndedEvent",
         "ErasedEvent",
+        "AccountKey",
         "ErasedRecords",
         "JournalCursor",
         "JournalEntry",

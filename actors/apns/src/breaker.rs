@@ -1,5 +1,6 @@
 //! Stops an app whose configuration APNs refuses from hammering at it.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,9 +15,20 @@ const REFUSALS_MAX: u32 = 3;
 /// The first pause; each try that follows makes the next one twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
+/// The longest pause of an app in doubt: the owner of many names shall not keep others waiting for long.
+const DOUBT_MAX: Duration = Duration::from_secs(4);
+
 /// Until so many tries have failed pushes wait for the next one. Then they are answered: whoever publishes
 /// shall learn what is wrong, and not that it will be sent.
 const PATIENCE: u32 = 3;
+
+/// So many pushes of one family may wait between two tries, and so many in all: the queue is of all apps that
+/// share a key.
+const FAMILY_WAITS_MAX: u32 = 256;
+const WAITS_MAX: u32 = 1_024;
+
+/// Of so many families it is known how often they have tried; what comes above counts as one that has.
+const FAMILIES_MAX: usize = 1_024;
 
 /// Closed: everything passes. Open: nothing does for a while, then one push at a time may try. Shared by
 /// all lanes.
@@ -38,8 +50,10 @@ struct Open {
     retry_at: Instant,
     pause: Duration,
     tries: u32,
-    /// Whose push tried last.
-    last: Option<Family>,
+    /// How often the pushes of each family have tried.
+    tried: HashMap<Family, u32>,
+    /// How many wait since the last try.
+    waits: HashMap<Family, u32>,
 }
 
 /// Why an app is stopped.
@@ -51,17 +65,14 @@ pub(crate) enum Cause {
     Doubted,
 }
 
-/// The servers of one owner, as far as names tell: those that share the last two labels. A certificate for
-/// all names below one is cheap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The servers of one owner, see [`Domain::owner`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Family(u64);
 
 impl From<&Domain> for Family {
     fn from(domain: &Domain) -> Self {
         let mut hasher = DefaultHasher::new();
-        for label in domain.as_str().rsplit('.').take(2) {
-            label.hash(&mut hasher);
-        }
+        domain.owner().hash(&mut hasher);
         Self(hasher.finish())
     }
 }
@@ -75,6 +86,17 @@ pub(crate) enum Admission {
     Wait(Instant),
     /// It is not sent.
     Refuse,
+}
+
+impl Open {
+    /// Whether one more may wait; counts it.
+    fn has_room(&mut self, family: Family) -> bool {
+        let all: u32 = self.waits.values().sum();
+        let waits = self.waits.entry(family).or_default();
+        let room = all < WAITS_MAX && *waits < FAMILY_WAITS_MAX;
+        *waits += u32::from(room);
+        room
+    }
 }
 
 impl Breaker {
@@ -110,20 +132,26 @@ impl Breaker {
                 return Admission::Go;
             }
             // Whoever fills the queue with made-up tokens does not get each try.
-            if open.last == Some(family) {
-                due += open.pause;
-            } else {
-                waits = true;
-            }
+            let unknown = u32::from(open.tried.len() >= FAMILIES_MAX);
+            let tried = open.tried.get(&family).copied().unwrap_or(unknown);
+            due += open.pause.saturating_mul(tried);
+            waits |= tried == 0;
         }
         if now >= due {
             open.retry_at = now + open.pause;
-            open.pause = (open.pause * 2).min(self.pause_max);
+            let max = match open.cause {
+                Cause::Refused => self.pause_max,
+                Cause::Doubted => self.pause_max.min(DOUBT_MAX),
+            };
+            open.pause = (open.pause * 2).min(max);
             open.tries = open.tries.saturating_add(1);
-            open.last = Some(family);
+            open.waits.clear();
+            if open.tried.len() < FAMILIES_MAX || open.tried.contains_key(&family) {
+                *open.tried.entry(family).or_default() += 1;
+            }
             return Admission::Go;
         }
-        match waits {
+        match waits && open.has_room(family) {
             // Not all of them at the same time.
             true => Admission::Wait(due + open.pause.mul_f64(fastrand::f64())),
             false => Admission::Refuse,
@@ -151,7 +179,8 @@ impl Breaker {
     /// APNs took a push.
     pub(crate) fn close(&self) {
         if self.touched.load(Ordering::Relaxed) {
-            *self.state() = State::default();
+            let mut state = self.state();
+            *state = State::default();
             self.touched.store(false, Ordering::Relaxed);
         }
     }
@@ -168,7 +197,8 @@ impl Breaker {
                     retry_at: now + first,
                     pause: (first * 2).min(self.pause_max),
                     tries: 0,
-                    last: None,
+                    tried: HashMap::new(),
+                    waits: HashMap::new(),
                 });
             }
         }
@@ -274,12 +304,13 @@ mod tests {
         f.waits("evil.test", 1_500);
         f.waits("more.evil.test", 3_499);
         f.is("more.evil.test", 3_500, Go);
-        // The next one is due after two seconds, and for the same names after four more.
+        // The next one is due after two seconds, and for names that have tried twice after eight more.
         f.waits("evil.test", 5_500);
         f.waits("chat.good.test", 5_499);
         f.is("chat.good.test", 5_500, Go);
         f.is("chat.good.test", 5_500, Refuse);
-        f.waits("evil.test", 5_500);
+        f.is("evil.test", 5_500, Refuse);
+        f.waits("other.org", 5_500);
         f.breaker.close();
         f.is("evil.test", 5_500, Go);
     }
@@ -295,5 +326,36 @@ mod tests {
             f.breaker.refused(f.at(0));
         }
         assert!(matches!(f.asks("a.test", true, 0), Wait(_)));
+    }
+
+    /// However many names there are that push what somebody made up, and however much.
+    #[test]
+    fn names_that_have_tried_least_go_first() {
+        let f = Fixture::new();
+        f.breaker.doubted(f.at(0));
+        let mut tries = 0;
+        let first = (0..60_000).find(|millis| {
+            for name in 0..10 {
+                let admission = f.asks(&format!("evil{name}.test"), false, *millis);
+                tries += u32::from(admission == Go);
+            }
+            *millis > 20_000 && f.asks("good.org", false, *millis) == Go
+        });
+        // It comes when all of the others have tried, and has the next one.
+        assert!(first.is_some_and(|millis| millis < 45_000), "{first:?}");
+        assert_eq!(tries, 10);
+    }
+
+    #[test]
+    fn few_wait() {
+        let f = Fixture::new();
+        f.breaker.doubted(f.at(0));
+        let waiting = |name: &str| {
+            let asked = (0..5_000).map(|_| f.asks(name, false, 0));
+            asked.filter(|asked| matches!(asked, Wait(_))).count()
+        };
+        assert_eq!(waiting("a.test"), FAMILY_WAITS_MAX as usize);
+        let all: usize = (0..10).map(|n| waiting(&format!("{n}.test"))).sum();
+        assert_eq!(all, (WAITS_MAX - FAMILY_WAITS_MAX) as usize);
     }
 }

@@ -236,7 +236,7 @@ impl Handler<Drain> for Pool {
     fn handle(&mut self, drain: Drain, _: &mut Self::Context) -> Self::Result {
         self.draining = true;
         for route in &self.routes {
-            route.drain();
+            route.drain(Instant::now());
         }
         let lane = Rc::clone(&self.lane);
         let routes = self.routes.clone();

@@ -56,6 +56,8 @@ pub(crate) struct Route {
     /// The token was called expired: it is not used before, unless a newer one comes.
     token_held_until: Cell<Option<Instant>>,
     expiry_due: Cell<Instant>,
+    /// Nothing new is taken.
+    draining: Cell<bool>,
     /// Requests were lost in doubt since a connection last carried as many as it may.
     cautious: Cell<bool>,
     /// On connections that fail.
@@ -119,6 +121,7 @@ impl Route {
             token: RefCell::new(token),
             token_held_until: Cell::default(),
             expiry_due: Cell::new(now + EXPIRY_CHECK),
+            draining: Cell::default(),
             cautious: Cell::default(),
             alarm: Alarm::new(CONNECT_ALARM),
         }
@@ -153,8 +156,8 @@ impl Route {
             let proven = || app.guard.is_proven(push.mark(), now);
             match app.breaker.admits(&push.domain, proven, now) {
                 Admission::Go => return Some(push),
-                Admission::Wait(until) => waiting.pause(push, until),
-                Admission::Refuse => push
+                Admission::Wait(until) if !self.draining.get() => waiting.pause(push, until),
+                Admission::Wait(_) | Admission::Refuse => push
                     .claim
                     .settle(PushOutcome::Rejected(Rejection::Unavailable)),
             }
@@ -341,8 +344,13 @@ impl Route {
     }
 
     /// Lets go of devices that are held back: their pushes are answered and cannot go in time.
-    pub(crate) fn drain(&self) {
-        self.waiting.borrow_mut().drain();
+    pub(crate) fn drain(&self, now: Instant) {
+        self.draining.set(true);
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.drain();
+        // What waits for the next try of an app that is stopped is told that there is none for it.
+        let fresh = Duration::from_secs(self.lane.upstreams.config().fresh_seconds);
+        waiting.resume(now + fresh);
     }
 
     /// Ends pauses that are over, and pushes that are not fresh any more.

@@ -46,6 +46,28 @@ impl Domain {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What its owner's servers share of their names, as far as names tell: the last two labels, or three
+    /// where the last two look like a suffix that a registry sells names below (`co.uk`). A certificate and
+    /// an address for all names below one are cheap.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        owner(&self.0)
+    }
+}
+
+fn owner(domain: &str) -> &str {
+    let mut dots = domain.rmatch_indices('.').map(|(at, _)| at);
+    let (Some(last), Some(second)) = (dots.next(), dots.next()) else {
+        return domain;
+    };
+    let is_suffix = domain.len() - last == 3 && last - second <= 4;
+    let behind = match (is_suffix, dots.next()) {
+        (false, _) => second,
+        (true, Some(third)) => third,
+        (true, None) => return domain,
+    };
+    domain.get(behind + 1..).unwrap_or(domain)
 }
 
 impl Borrow<str> for Domain {
@@ -319,6 +341,23 @@ mod tests {
             got.as_ref().map(DeviceToken::as_str).map_err(|e| *e),
             expected
         );
+    }
+
+    #[test]
+    fn owners_by_name() {
+        for (domain, expected) in [
+            ("chat.example.org", "example.org"),
+            ("a.b.example.org", "example.org"),
+            ("example.org", "example.org"),
+            ("chat.example.co.uk", "example.co.uk"),
+            ("example.co.uk", "example.co.uk"),
+            ("co.uk", "co.uk"),
+            ("chat.example.de", "example.de"),
+            ("localhost", "localhost"),
+            ("", ""),
+        ] {
+            assert_eq!(Domain::new(domain).owner(), expected, "{domain}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use messages::{
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
-use crate::census::{Census, Crowd, owner};
+use crate::census::{Census, Crowd};
 use crate::erasure::{self, Erasure, Exchange, Patience};
 use crate::keys::{Keys, Mask, MasterKey, Salt, fill};
 use crate::registrations::Living;
@@ -328,10 +328,16 @@ impl Writer {
         }
         let renewed = known.is_some();
         let now = self.clock.now();
-        let domain = register.account.domain().as_str();
-        if !renewed && let Err(crowd) = self.census.admit(domain, self.clock.now_millis()) {
-            self.tell_crowd(domain, crowd, now);
-            return Err(RegistryError::Crowded);
+        let domain = register.account.domain();
+        if !renewed {
+            let millis = self.clock.now_millis();
+            let admitted = self
+                .census
+                .admit(domain, account, !stale.is_empty(), millis);
+            if let Err(crowd) = admitted {
+                self.tell_crowd(domain, crowd, now);
+                return Err(RegistryError::Crowded);
+            }
         }
         let (salt, mask, registered_at) = match known {
             Some(known) => known,
@@ -349,7 +355,7 @@ impl Writer {
             node,
             app,
             service,
-            domain,
+            domain: domain.as_str(),
         };
         self.unsynced = true;
         self.store
@@ -380,15 +386,19 @@ impl Writer {
         })
     }
 
-    fn tell_crowd(&mut self, domain: &str, crowd: Crowd, now: UnixSeconds) {
+    fn tell_crowd(&mut self, domain: &Domain, crowd: Crowd, now: UnixSeconds) {
+        // One account in its own way is no trouble of the operator's.
+        if crowd == Crowd::Account {
+            return;
+        }
         let told = self.crowd_told;
         if told.is_some_and(|told| told <= now && now.0 - told.0 < CROWD_SECONDS) {
             return;
         }
         self.crowd_told = Some(now);
         let (key, owner) = match crowd {
-            Crowd::Fast => ("new_registrations_per_second_max", owner(domain)),
-            Crowd::Owner => ("registrations_per_owner_max", owner(domain)),
+            Crowd::Account | Crowd::Fast => ("new_registrations_per_second_max", domain.owner()),
+            Crowd::Owner => ("registrations_per_owner_max", domain.owner()),
             Crowd::All => ("registrations_max", "all servers"),
         };
         tracing::warn!(
@@ -517,9 +527,9 @@ impl Writer {
     fn remove(&mut self, key: RegistrationKey) -> Result<bool, RegistryError> {
         self.unsynced = true;
         let census = &mut self.census;
-        let read = self
-            .store
-            .read(key, &mut |record| census.went(key, record.domain));
+        let read = self.store.read(key, &mut |record| {
+            census.went(key, &Domain::new(record.domain));
+        });
         let removed = read.and_then(|()| self.store.remove(key));
         let removed = removed.map_err(|error| self.failed(&error))?;
         self.erasure.mirror(|copy| copy.remove(key).map(drop));
