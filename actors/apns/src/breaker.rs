@@ -52,13 +52,14 @@ struct Open {
     tries: u32,
     /// How often the pushes of each family have tried.
     tried: HashMap<Family, u32>,
-    /// How many wait since the last try.
+    /// How many wait since the last try, of each family and in all.
     waits: HashMap<Family, u32>,
+    waiting: u32,
 }
 
 /// Why an app is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cause {
+enum Cause {
     /// APNs refuses key, certificate or topic: no push can pass.
     Refused,
     /// No device token is good: most of them may be made up.
@@ -91,10 +92,12 @@ pub(crate) enum Admission {
 impl Open {
     /// Whether one more may wait; counts it.
     fn has_room(&mut self, family: Family) -> bool {
-        let all: u32 = self.waits.values().sum();
-        let waits = self.waits.entry(family).or_default();
-        let room = all < WAITS_MAX && *waits < FAMILY_WAITS_MAX;
-        *waits += u32::from(room);
+        let waits = self.waits.get(&family).copied().unwrap_or_default();
+        let room = self.waiting < WAITS_MAX && waits < FAMILY_WAITS_MAX;
+        if room {
+            self.waits.insert(family, waits + 1);
+            self.waiting += 1;
+        }
         room
     }
 }
@@ -146,6 +149,7 @@ impl Breaker {
             open.pause = (open.pause * 2).min(max);
             open.tries = open.tries.saturating_add(1);
             open.waits.clear();
+            open.waiting = 0;
             if open.tried.len() < FAMILIES_MAX || open.tried.contains_key(&family) {
                 *open.tried.entry(family).or_default() += 1;
             }
@@ -199,6 +203,7 @@ impl Breaker {
                     tries: 0,
                     tried: HashMap::new(),
                     waits: HashMap::new(),
+                    waiting: 0,
                 });
             }
         }
