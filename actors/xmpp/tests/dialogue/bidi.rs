@@ -54,6 +54,25 @@ async fn answers_go_back_on_the_stream() {
 }
 
 #[actix::test]
+async fn what_is_larger_than_the_peer_takes_here_goes_the_other_way() {
+    let mut world = World::new();
+    let home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let limited = "<bidi xmlns='urn:xmpp:bidi'><limits xmlns='urn:xmpp:stream-limits:0'>\
+                   <max-bytes>300</max-bytes></limits></bidi>";
+    let mut peer = bidirectional(&service, &world, limited).await;
+    let long = "x".repeat(300);
+    for id in [&long, "id-1"] {
+        peer.send(&publish(id, "node-1")).await;
+        service.settle(PushOutcome::Accepted).await;
+    }
+    peer.expect(&result("id-1")).await;
+    let mut returning = answer_external(&home, &world).await;
+    returning.expect(&result(&long)).await;
+    assert_eq!(service.count("replies_back_total").await, 1);
+}
+
+#[actix::test]
 async fn too_late_it_has_no_effect() {
     let mut world = World::new();
     let home = world.home("peer.test").await;

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use messages::PushOutcome;
 use testkit::NameServer;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use xmpp::Config;
 
@@ -272,6 +273,32 @@ async fn a_target_that_talks_no_xmpp_is_left() {
     let header = header("peer.test", "push.test").replace("version='1.0' xml", "xml");
     old.send(&header).await;
     answer_external(&home, &world).await;
+}
+
+/// Each target alone stays within its time.
+#[actix::test]
+async fn a_name_of_many_targets_does_not_keep_us_for_ever() {
+    let mut world = World::new();
+    let mut homes = Vec::new();
+    for _ in 0..12 {
+        homes.push(world.home("peer.test").await);
+    }
+    let mut service = world.start(&Config {
+        connect_timeout_seconds: 1,
+        authentication_timeout_seconds: 1,
+        ..world.config()
+    });
+    let _peer = owe(&mut service, &world).await;
+    let mut silent: Vec<Peer<_>> = Vec::new();
+    for home in &homes[..3] {
+        silent.push(accept(home).await);
+    }
+    service.counted("egress_connects_failed_total", 1).await;
+    let mut called = 0;
+    for home in &homes[3..] {
+        called += u32::from(timeout(Duration::ZERO, home.accept()).await.is_ok());
+    }
+    assert!(called < 4, "{called}");
 }
 
 #[actix::test]
