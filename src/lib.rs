@@ -10,6 +10,7 @@ pub mod dev;
 mod error;
 pub mod exit;
 pub mod facts;
+mod findings;
 pub mod guardian;
 pub mod lanes;
 mod log_files;

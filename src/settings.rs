@@ -6,13 +6,14 @@ use std::path::Path;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::findings::{self, Place, one_line};
 use crate::{guardian, shutdown, telemetry};
 
 /// Every key with its default, unit and reason.
 pub const DEFAULTS: &str = include_str!("../conf/default.toml");
 
 /// Variables `CAMPANILE__SECTION__KEY` override the file; lists are written with commas.
-const ENVIRONMENT_PREFIX: &str = "CAMPANILE";
+pub(crate) const ENVIRONMENT_PREFIX: &str = "CAMPANILE";
 
 /// The keys that are lists, so that the environment can set them.
 const LISTS: [&str; 8] = [
@@ -81,7 +82,7 @@ const NUMBER_MAX: i64 = 1 << 40;
 #[derive(Debug, Error)]
 pub enum SettingsError {
     /// The file cannot be read.
-    #[error("{file}: cannot be read: {source}")]
+    #[error("{file}: cannot be read ({source}): conf/example.toml is one to begin with")]
     Unreadable {
         /// The file as given.
         file: String,
@@ -99,12 +100,10 @@ pub enum SettingsError {
         message: String,
     },
     /// A key is unknown, missing, or of the wrong kind.
-    #[error("{file}: {key}: {message}")]
+    #[error("{place}: {message}")]
     Key {
-        /// The file as given, or `environment`.
-        file: String,
-        /// Path of the key.
-        key: String,
+        /// The file as given with the path of the key, or the name of the variable.
+        place: String,
         /// What is wrong.
         message: String,
     },
@@ -117,8 +116,8 @@ impl Settings {
     /// Loads defaults, `file`, and the environment.
     ///
     /// # Errors
-    /// Everything that is wrong with the file; if nothing is, the first thing wrong with the
-    /// environment.
+    /// Everything that is wrong with the keys of the file; if nothing is, with those of the environment; if
+    /// nothing is, what does not fit together.
     pub fn load(file: &Path) -> Result<Self, Vec<SettingsError>> {
         let name = file.display().to_string();
         let text = std::fs::read_to_string(file).map_err(|source| {
@@ -142,10 +141,12 @@ impl Settings {
         text: &str,
         environment: Option<config::Map<String, String>>,
     ) -> Result<Self, Vec<SettingsError>> {
-        let findings = inspect(name, text);
-        if !findings.is_empty() {
-            return Err(findings);
-        }
+        let table = parse(name, text)?;
+        findings::of(Place::File(name), table, |table| {
+            serde_path_to_error::deserialize(table.clone())
+                .map(|_: Self| ())
+                .map_err(Box::new)
+        })?;
         let variables = LISTS.iter().fold(
             config::Environment::with_prefix(ENVIRONMENT_PREFIX)
                 .prefix_separator("__")
@@ -155,18 +156,22 @@ impl Settings {
                 .source(environment),
             |variables, key| variables.with_list_parse_key(key),
         );
-        let merged = config::Config::builder()
+        let (merged, table) = config::Config::builder()
             .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml))
             .add_source(config::File::from_str(text, config::FileFormat::Toml))
             .add_source(variables)
             .build()
-            .and_then(|merged| Ok((merged.clone().try_deserialize()?, merged.try_deserialize()?)));
-        let (settings, table): (Self, toml::Table) = merged.map_err(|error| {
-            vec![SettingsError::Key {
-                file: format!("environment ({ENVIRONMENT_PREFIX}__SECTION__KEY)"),
-                key: "value".to_owned(),
-                message: one_line(&error.to_string()),
-            }]
+            .and_then(|merged| Ok((merged.clone(), merged.try_deserialize::<toml::Table>()?)))
+            .map_err(unfit)?;
+        let settings = merged.try_deserialize().or_else(|error| {
+            findings::of(Place::Environment, table.clone(), |table| {
+                // Empty lists are lost on this way, which is of no matter to what is wrong.
+                let merged = config::Config::try_from(table).unwrap_or_default();
+                serde_path_to_error::deserialize(merged)
+                    .map(|_: Self| ())
+                    .map_err(Box::new)
+            })?;
+            Err(unfit(error))
         })?;
         let mut findings = Vec::new();
         find_boundless("", &toml::Value::Table(table), &mut findings);
@@ -258,92 +263,25 @@ fn find_boundless(path: &str, value: &toml::Value, findings: &mut Vec<SettingsEr
     }
 }
 
-/// Finds everything that is wrong with the text of a file: after each finding the offending key is
-/// taken out and the rest is read again.
-fn inspect(file: &str, text: &str) -> Vec<SettingsError> {
-    let mut table: toml::Table = match text.parse() {
-        Ok(table) => table,
-        Err(error) => {
-            let error: toml::de::Error = error;
-            let before = error
-                .span()
-                .and_then(|span| text.get(..span.start))
-                .unwrap_or_default();
-            return vec![SettingsError::Syntax {
-                file: file.to_owned(),
-                line: before.matches('\n').count() + 1,
-                message: one_line(error.message()),
-            }];
-        }
-    };
-    let mut findings = Vec::new();
-    loop {
-        let read: Result<Settings, _> = serde_path_to_error::deserialize(table.clone());
-        let Err(error) = read else { return findings };
-        let path: Vec<String> = error
-            .path()
-            .iter()
-            .map(|segment| match segment {
-                serde_path_to_error::Segment::Map { key } => key.clone(),
-                serde_path_to_error::Segment::Seq { index } => index.to_string(),
-                other => other.to_string(),
-            })
-            .collect();
-        findings.push(SettingsError::Key {
+fn parse(file: &str, text: &str) -> Result<toml::Table, Vec<SettingsError>> {
+    text.parse().map_err(|error: toml::de::Error| {
+        let before = error
+            .span()
+            .and_then(|span| text.get(..span.start))
+            .unwrap_or_default();
+        vec![SettingsError::Syntax {
             file: file.to_owned(),
-            key: path.join("."),
-            message: brief(&error.inner().to_string()),
-        });
-        if !remove(&mut table, &path) {
-            return findings;
-        }
-    }
+            line: before.matches('\n').count() + 1,
+            message: one_line(error.message()),
+        }]
+    })
 }
 
-/// Takes the value at `path` out; false when there is none.
-fn remove(table: &mut toml::Table, path: &[String]) -> bool {
-    let Some((last, parents)) = path.split_last() else {
-        return false;
-    };
-    let mut place = None::<&mut toml::Value>;
-    for key in parents {
-        let next = match place {
-            None => table.get_mut(key),
-            Some(toml::Value::Table(inner)) => inner.get_mut(key),
-            Some(toml::Value::Array(items)) => key
-                .parse::<usize>()
-                .ok()
-                .and_then(|index| items.get_mut(index)),
-            Some(_) => None,
-        };
-        let Some(next) = next else { return false };
-        place = Some(next);
-    }
-    match place {
-        None => table.remove(last).is_some(),
-        Some(toml::Value::Table(inner)) => inner.remove(last).is_some(),
-        Some(toml::Value::Array(items)) => match last.parse::<usize>() {
-            Ok(index) if index < items.len() => {
-                items.remove(index);
-                true
-            }
-            _ => false,
-        },
-        Some(_) => false,
-    }
-}
-
-/// Says of an unknown key that it is one, without the names of all that are known.
-fn brief(message: &str) -> String {
-    match message.split_once(", expected") {
-        Some((unknown, _)) if unknown.starts_with("unknown field") => {
-            format!("{unknown}: conf/default.toml lists those there are")
-        }
-        _ => one_line(message),
-    }
-}
-
-/// Errors of libraries come in several lines; a finding is one.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+/// What the reader of the environment says of variables that contradict each other.
+#[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
+fn unfit(error: config::ConfigError) -> Vec<SettingsError> {
+    vec![SettingsError::Key {
+        place: format!("environment ({ENVIRONMENT_PREFIX}__SECTION__KEY)"),
+        message: one_line(&error.to_string()),
+    }]
 }

@@ -121,9 +121,18 @@ async fn keys() {
     });
     assert_eq!(found.len(), 3, "{found:#?}");
     let text = found.join("\n");
-    says(&text, &["changed.toml: shutdown.grace: unknown field"]);
-    says(&text, &["changed.toml: xmpp.streamz_max: unknown field"]);
-    says(&text, &["changed.toml: xmpp.depth_max: invalid type"]);
+    says(
+        &text,
+        &["changed.toml: shutdown.grace: there is no such key: is it grace_seconds?"],
+    );
+    says(
+        &text,
+        &["changed.toml: xmpp.streamz_max: there is no such key: is it streams_max?"],
+    );
+    says(
+        &text,
+        &["changed.toml: xmpp.depth_max: must be a whole number"],
+    );
 
     one(
         &findings(&world, |good| good.replace("[xmpp]", "[xmpp")),
@@ -143,6 +152,16 @@ async fn keys() {
         good.replace("team_id = \"DEF123GHIJ\"\n", "")
     });
     one(&found, &["demo", "team_id", "missing"]);
+    let found = findings(&world, |good| {
+        good.replace(
+            "apps = [\"demo\"]",
+            "apps = [\"demo\"]\ncontacts = { admin = [\"ada@chat.localhost\", \"xmpp:ada@chat.localhost\"] }",
+        )
+    });
+    one(
+        &found,
+        &["contacts.admin", "\"ada@chat.localhost\" is no URI"],
+    );
     world.stop().await;
 }
 
@@ -267,15 +286,24 @@ async fn the_environment_overrides_the_file() {
         run("CAMPANILE__XMPP__DEPTH_MAX", "40").status.code(),
         Some(exit::OK)
     );
-    let output = run("CAMPANILE__XMPP__DEPTH_MAX", "deep");
-    assert_eq!(output.status.code(), Some(exit::CONFIGURATION));
-    says(
-        &String::from_utf8(output.stdout).unwrap(),
-        &["CAMPANILE__", "xmpp.depth_max"],
-    );
-    let output = run("CAMPANILE__XMPP__NO_SUCH_KEY", "1");
-    assert_eq!(output.status.code(), Some(exit::CONFIGURATION));
-    says(&String::from_utf8(output.stdout).unwrap(), &["no_such_key"]);
+    for (key, value, finding) in [
+        (
+            "CAMPANILE__XMPP__DEPTH_MAX",
+            "deep",
+            "must be a whole number",
+        ),
+        (
+            "CAMPANILE__XMPP__DEPTHS_MAX",
+            "1",
+            "there is no such key: is it depth_max?",
+        ),
+        ("CAMPANILE__XMPP__LISTEN", "here", "must be an IP address"),
+    ] {
+        let output = run(key, value);
+        assert_eq!(output.status.code(), Some(exit::CONFIGURATION));
+        let text = String::from_utf8(output.stdout).unwrap();
+        says(&text, &[&format!("error: {key}: {finding}")]);
+    }
     for (key, value) in [
         ("CAMPANILE__XMPP__LISTEN", "127.0.0.1:0,[::1]:0"),
         ("CAMPANILE__XMPP__ALLOW", "chat.example,*.chat.example"),

@@ -161,8 +161,8 @@ pub enum Fault {
     /// The data ends before what was there when the store was last closed.
     #[error("its latest data is missing")]
     Truncated,
-    /// The files were made with other settings.
-    #[error("its files were made with other settings")]
+    /// The engine does not know what the files say of how they were made.
+    #[error("its files are damaged, or another version of the engine made them")]
     Unsupported,
     /// Any other fault of the engine.
     #[error("internal fault of the store engine")]

@@ -336,6 +336,49 @@ pub struct Contacts {
     pub support: Vec<String>,
 }
 
+impl Contacts {
+    /// All of them, by what they are for.
+    pub(crate) const fn each(&self) -> [(&'static str, &Vec<String>); 7] {
+        [
+            ("abuse", &self.abuse),
+            ("admin", &self.admin),
+            ("feedback", &self.feedback),
+            ("sales", &self.sales),
+            ("security", &self.security),
+            ("status", &self.status),
+            ("support", &self.support),
+        ]
+    }
+
+    /// Tells which are no URIs.
+    pub(crate) fn errors(&self, domain: &str) -> Vec<Error> {
+        let each = self.each().into_iter();
+        let addresses =
+            each.flat_map(|(kind, addresses)| addresses.iter().map(move |it| (kind, it)));
+        let wrong = addresses.filter(|(_, address)| !is_uri(address));
+        wrong
+            .map(|(kind, address)| Error::Contact {
+                domain: domain.to_owned(),
+                kind,
+                address: address.clone(),
+            })
+            .collect()
+    }
+}
+
+/// Whether a text has a scheme and something behind it (RFC 3986 §3).
+fn is_uri(text: &str) -> bool {
+    let is_scheme = |scheme: &str| {
+        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    };
+    let is_rest = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic());
+    text.split_once(':')
+        .is_some_and(|(scheme, rest)| is_scheme(scheme) && is_rest(rest))
+}
+
 impl Config {
     /// Tells what cannot work, one error per key.
     pub(crate) fn errors(&self) -> Vec<Error> {

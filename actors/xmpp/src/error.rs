@@ -126,6 +126,19 @@ pub enum Error {
         /// The domain.
         name: String,
     },
+    /// A contact that programs cannot open.
+    #[error(
+        "domains: {domain}: contacts.{kind}: {address:?} is no URI: write it like mailto:{kind}@example.org, \
+         xmpp:{kind}@example.org or https://example.org/"
+    )]
+    Contact {
+        /// The served domain.
+        domain: String,
+        /// What it is for.
+        kind: &'static str,
+        /// As configured.
+        address: String,
+    },
     /// A file that cannot be read.
     #[error("{} cannot be read ({source}): check the path and the permissions", file.display())]
     Unreadable {

@@ -373,6 +373,7 @@ fn load_domains(
                 name: config.name.clone(),
             });
         }
+        errors.extend(config.contacts.errors(&config.name));
         let certified = match (&config.certificate, &config.key) {
             (Some(certificate), Some(key)) => tls::load(certificate, key).map(|pair| {
                 Some(Certified {

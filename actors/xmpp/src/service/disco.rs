@@ -109,16 +109,7 @@ fn write_feature(out: &mut Vec<u8>, feature: &str) {
 }
 
 fn contacts(out: &mut Vec<u8>, service: &Service) {
-    let contacts = &service.contacts;
-    let fields = [
-        ("abuse-addresses", &contacts.abuse),
-        ("admin-addresses", &contacts.admin),
-        ("feedback-addresses", &contacts.feedback),
-        ("sales-addresses", &contacts.sales),
-        ("security-addresses", &contacts.security),
-        ("status-addresses", &contacts.status),
-        ("support-addresses", &contacts.support),
-    ];
+    let fields = service.contacts.each();
     let known = || fields.iter().filter(|(_, addresses)| !addresses.is_empty());
     if known().next().is_none() {
         return;
@@ -126,8 +117,9 @@ fn contacts(out: &mut Vec<u8>, service: &Service) {
     form::write_form(out, "result", |out| {
         form::write_form_type(out, "http://jabber.org/network/serverinfo");
         for (name, addresses) in known() {
+            let name = format!("{name}-addresses");
             let addresses = addresses.iter().map(String::as_str);
-            form::write_field(out, name, Some("list-multi"), addresses);
+            form::write_field(out, &name, Some("list-multi"), addresses);
         }
     });
 }
