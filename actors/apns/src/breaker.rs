@@ -47,6 +47,8 @@ struct State {
 
 struct Open {
     cause: Cause,
+    /// Whether device tokens were doubted, whatever else came since.
+    doubted: bool,
     retry_at: Instant,
     pause: Duration,
     tries: u32,
@@ -180,6 +182,23 @@ impl Breaker {
         self.open(&mut state, Cause::Doubted, now);
     }
 
+    /// APNs judged a device token: it knows key, certificate and topic. So what it refused them for is over,
+    /// whoever's device token that was.
+    pub(crate) fn recognised(&self) {
+        if !self.touched.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut state = self.state();
+        state.refusals = 0;
+        match &mut state.open {
+            Some(open) if open.cause == Cause::Refused && open.doubted => {
+                open.cause = Cause::Doubted;
+            }
+            Some(open) if open.cause == Cause::Refused => state.open = None,
+            _ => {}
+        }
+    }
+
     /// APNs took a push.
     pub(crate) fn close(&self) {
         if self.touched.load(Ordering::Relaxed) {
@@ -191,13 +210,19 @@ impl Breaker {
 
     /// Answers of pushes that were in flight come when it is open already.
     fn open(&self, state: &mut State, cause: Cause, now: Instant) {
+        let doubted = cause == Cause::Doubted;
         match &mut state.open {
-            Some(open) if cause == Cause::Refused => open.cause = cause,
-            Some(_) => {}
+            Some(open) => {
+                open.doubted |= doubted;
+                if !doubted {
+                    open.cause = cause;
+                }
+            }
             None => {
                 let first = PAUSE_MIN.min(self.pause_max);
                 state.open = Some(Open {
                     cause,
+                    doubted,
                     retry_at: now + first,
                     pause: (first * 2).min(self.pause_max),
                     tries: 0,
@@ -331,6 +356,44 @@ mod tests {
             f.breaker.refused(f.at(0));
         }
         assert!(matches!(f.asks("a.test", true, 0), Wait(_)));
+    }
+
+    /// Who floods has each try while the key is refused, and none of them succeeds.
+    #[test]
+    fn a_judged_device_token_ends_the_refusal_of_a_key() {
+        let f = Fixture::new();
+        f.breaker.recognised();
+        for _ in 0..REFUSALS_MAX - 1 {
+            f.breaker.refused(f.at(0));
+        }
+        f.breaker.recognised();
+        for _ in 0..REFUSALS_MAX {
+            f.is("good.org", 0, Go);
+            f.breaker.refused(f.at(0));
+        }
+        f.waits("good.org", 0);
+        f.is("evil.test", 500, Go);
+        f.breaker.recognised();
+        f.is("good.org", 500, Go);
+        f.is("good.org", 500, Go);
+    }
+
+    #[test]
+    fn doubts_outlast_the_refusal_of_a_key() {
+        let f = Fixture::new();
+        f.breaker.doubted(f.at(0));
+        f.is("evil.test", 500, Go);
+        for _ in 0..REFUSALS_MAX {
+            f.breaker.refused(f.at(500));
+        }
+        assert!(matches!(f.asks("a.test", true, 500), Wait(_)));
+        f.breaker.recognised();
+        assert_eq!(f.asks("a.test", true, 500), Go);
+        // Who has tried before is still known.
+        f.waits("evil.test", 1_500);
+        f.is("good.org", 1_500, Go);
+        f.breaker.recognised();
+        f.waits("other.org", 1_501);
     }
 
     /// However many names there are that push what somebody made up, and however much.

@@ -68,10 +68,12 @@ impl Route {
                 Fate::Keep
             }
             Class::Dead => {
+                push.app.breaker.recognised();
                 self.bury(push, reason, details.timestamp);
                 Fate::Keep
             }
             Class::Suspect => {
+                push.app.breaker.recognised();
                 match push.app.guard.suspect(push.mark(), now) {
                     Suspicion::Token => self.bury(push, reason, None),
                     Suspicion::Unsure => reject(&push, Rejection::Unavailable),
