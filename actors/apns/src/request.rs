@@ -40,6 +40,13 @@ impl Template {
         disclosure: Disclosure,
     ) -> Result<Self, InvalidHeaderValue> {
         let mut headers = HeaderMap::with_capacity(8);
+        // Places of what each push fills in: a copy that must grow allocates again.
+        headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
+        headers.insert(ID, HeaderValue::from_static(""));
+        headers.insert(EXPIRATION, HeaderValue::from_static("0"));
+        if style.collapse == Collapse::Registration {
+            headers.insert(COLLAPSE_ID, HeaderValue::from_static(""));
+        }
         let topic = format!("{topic}{}", style.topic_suffix);
         headers.insert(TOPIC, HeaderValue::from_str(&topic)?);
         headers.insert(
@@ -102,18 +109,22 @@ impl Template {
         uri.path_and_query = Some(PathAndQuery::from_maybe_shared(Bytes::from(path))?);
 
         let mut headers = self.headers.clone();
-        if let Some(authorization) = authorization {
-            headers.insert(AUTHORIZATION, authorization.clone());
-        }
+        match authorization {
+            Some(authorization) => headers.insert(AUTHORIZATION, authorization.clone()),
+            None => headers.remove(AUTHORIZATION),
+        };
         let mut id_text = Uuid::encode_buffer();
         let id_text: &str = id.hyphenated().encode_lower(&mut id_text);
         headers.insert(ID, HeaderValue::from_str(id_text)?);
         // An instant, not a duration; 0 means: deliver now or never.
-        let expiration = match self.expiration_seconds {
-            0 => 0,
-            seconds => now.0.saturating_add(seconds),
-        };
-        headers.insert(EXPIRATION, HeaderValue::from(expiration));
+        if self.expiration_seconds > 0 {
+            let expiration = now.0.saturating_add(self.expiration_seconds);
+            let mut digits = itoa::Buffer::new();
+            headers.insert(
+                EXPIRATION,
+                HeaderValue::from_str(digits.format(expiration))?,
+            );
+        }
         if self.collapse == Collapse::Registration {
             headers.insert(COLLAPSE_ID, collapse_id(registration)?);
         }

@@ -13,12 +13,17 @@ use std::sync::Arc;
 
 use quick_xml::Reader;
 use quick_xml::events::Event as Raw;
+use smallvec::SmallVec;
 
 use super::{Namespaces, XmlError, ns};
 
 /// Most namespace declarations in scope inside one unit. Names are resolved by a linear search, and
 /// real stanzas have fewer than ten.
 const BINDINGS_MAX: usize = 64;
+/// So many declarations are in scope in a publish, and so many attributes in one of its tags: for them nothing
+/// is allocated.
+const BINDINGS_MOSTLY: usize = 4;
+const ATTRIBUTES_MOSTLY: usize = 6;
 /// So many attributes are compared each with each other; more are sorted.
 const FEW: usize = 8;
 
@@ -70,7 +75,7 @@ pub(crate) struct Events<'a, 'n> {
     unit: &'a str,
     reader: Reader<&'a [u8]>,
     inherited: &'n Namespaces,
-    bindings: Vec<Binding<'a>>,
+    bindings: SmallVec<[Binding<'a>; BINDINGS_MOSTLY]>,
     /// Open elements.
     depth: u32,
     /// Whether the root was seen.
@@ -80,7 +85,7 @@ pub(crate) struct Events<'a, 'n> {
     /// Prefix and local name of the element that began last.
     name: (Option<&'a str>, &'a str),
     /// Attributes of the element that began last.
-    attributes: Vec<Attribute<'a>>,
+    attributes: SmallVec<[Attribute<'a>; ATTRIBUTES_MOSTLY]>,
 }
 
 impl<'a, 'n> Events<'a, 'n> {
@@ -96,12 +101,12 @@ impl<'a, 'n> Events<'a, 'n> {
             unit,
             reader: Reader::from_str(unit),
             inherited,
-            bindings: Vec::new(),
+            bindings: SmallVec::new(),
             depth: 0,
             rooted: false,
             empty: false,
             name: (None, ""),
-            attributes: Vec::new(),
+            attributes: SmallVec::new(),
         })
     }
 
@@ -368,7 +373,7 @@ impl<'a, 'n> Events<'a, 'n> {
     fn bind(&mut self) -> Result<(), XmlError> {
         let depth = self.depth;
         let declares = |attribute: &mut Attribute<'_>| attribute.is_declaration();
-        for attribute in self.attributes.extract_if(.., declares) {
+        for attribute in self.attributes.drain_filter(declares) {
             let prefix = attribute.prefix.map(|_| attribute.name);
             let namespace = attribute.value;
             let reserved = namespace == ns::XML || namespace == ns::XMLNS;
