@@ -105,7 +105,9 @@ impl Archive {
                 Task::Widen(erase, reply) => {
                     self.answer(reply, |archive| Ok(archive.widen(archive.search_of(erase))));
                 }
-                Task::Erase(erase, reply) => self.answer(reply, |archive| archive.erase(erase)),
+                Task::Erase(erase, reply) => {
+                    self.answer(reply, |archive| Ok(archive.erase(erase)));
+                }
                 Task::Sweep(sweep, reply) => {
                     let swept = self.sweep(sweep).map_err(|error| {
                         tracing::error!("{error}");
@@ -270,7 +272,7 @@ impl Archive {
     }
 
     /// Erases what can be reached. What one segment does keeps it from no other.
-    fn erase(&mut self, erase: EraseJournal) -> Result<ErasedRecords, Error> {
+    fn erase(&mut self, erase: EraseJournal) -> ErasedRecords {
         let search = self.search_of(erase);
         let mut erased = ErasedRecords::default();
         for (id, form) in self.closed.clone() {
@@ -289,7 +291,7 @@ impl Archive {
             }
             self.account(id, before);
         }
-        Ok(erased)
+        erased
     }
 
     /// Gives `None` for a segment that has nothing to erase.

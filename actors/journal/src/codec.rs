@@ -645,7 +645,7 @@ impl<'a> Record<'a> {
     /// Whether nothing but whole fields follows the time.
     fn has_fields_alone(self) -> bool {
         let mut rest = self.0.get(FIXED_BYTES..).unwrap_or_default();
-        while let Some((_, behind)) = field(rest) {
+        while let Some((_, _, behind)) = field(rest) {
             rest = behind;
         }
         rest.is_empty()
@@ -666,9 +666,9 @@ impl<'a> Record<'a> {
         let fields = self.0.get(FIXED_BYTES..).filter(|_| known_version);
         let mut rest = fields.unwrap_or_default();
         std::iter::from_fn(move || {
-            let (found, behind) = field(rest)?;
+            let (tag, value, behind) = field(rest)?;
             rest = behind;
-            Some(found)
+            Some((tag, value))
         })
         .filter_map(|(tag, value)| Some((Tag::of(tag)?, value)))
     }
@@ -694,12 +694,12 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The first field, as tag and value, and what is behind it.
-fn field(bytes: &[u8]) -> Option<((u8, &[u8]), &[u8])> {
+/// The tag and the value of the first field, and what is behind it.
+fn field(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let ([tag, high, low], behind) = bytes.split_first_chunk()?;
     let length = usize::from(u16::from_be_bytes([*high, *low]));
     let (value, behind) = behind.split_at_checked(length)?;
-    Some(((*tag, value), behind))
+    Some((*tag, value, behind))
 }
 
 fn hex(bytes: &[u8]) -> String {

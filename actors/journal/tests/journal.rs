@@ -728,8 +728,10 @@ async fn what_came_after_an_erasure_that_is_finished_late_stays() {
     hide(&files[0]);
     let late = NOW + 2 * HOUR;
     assert_eq!(desk.erase(of("ada")).await.unreached, 1);
-    desk.at(late + HOUR);
+    // Back at once, and for longer.
     desk.send([registered("ada", 3)]);
+    desk.at(late + HOUR);
+    desk.send([pushed(3), registered("ada", 4)]);
     desk.sync().await;
     show(&files[0]);
     let erase = EraseJournal {
@@ -737,10 +739,17 @@ async fn what_came_after_an_erasure_that_is_finished_late_stays() {
         until: Some(UnixSeconds(late)),
     };
     let erased = desk.journal.erase.send(erase).await.unwrap().unwrap();
-    assert_eq!((erased.records, erased.unreached), (2, 0));
-    // Neither is what comes of it passed over.
-    desk.send([pushed(3)]);
-    assert_eq!(desk.events(of("ada")).await, ["registered", "pushed"]);
+    assert_eq!((erased.records, erased.unreached), (3, 0));
+    // Nor is what comes of it passed over.
+    desk.send([pushed(3), pushed(4)]);
+    let subject = Subject {
+        registrations: vec![key(3)],
+        ..of("ada")
+    };
+    assert_eq!(
+        desk.events(subject).await,
+        ["pushed", "registered", "pushed", "pushed"]
+    );
 }
 
 #[actix::test]

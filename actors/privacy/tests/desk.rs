@@ -513,9 +513,10 @@ async fn who_erases_alone_is_told_what_is_left() {
 async fn attempts_at_what_is_owed_have_a_bound_and_everybody_gets_their_turn() {
     let rig = Rig::start(0);
     rig.held.0.lock().unwrap().unreadable = 1;
-    for n in 0..6_u8 {
+    let nth = |n: u8| DeviceToken::parse(&format!("{n:02x}").repeat(32)).unwrap();
+    for n in 0..6 {
         let request = Request::OpenByToken {
-            token: format!("{n:02x}").repeat(32),
+            token: nth(n).as_str().to_owned(),
         };
         let Answer::OpenedProven { case, .. } = rig.ask(request).await.unwrap() else {
             panic!("not opened");
@@ -529,15 +530,16 @@ async fn attempts_at_what_is_owed_have_a_bound_and_everybody_gets_their_turn() {
     assert_eq!(rig.counter("privacy_erasures_owed").await, 6);
     let tried = |from: usize| {
         let contents = rig.held.0.lock().unwrap();
-        let tokens = contents.subjects[from..]
-            .iter()
-            .map(|subject| subject.device_tokens[0].as_str()[..2].to_owned());
-        tokens.collect::<Vec<_>>()
+        let subjects = contents.subjects[from..].iter();
+        subjects
+            .map(|subject| (0..6).position(|n| subject.device_tokens == [nth(n)]))
+            .collect::<Option<Vec<_>>>()
+            .unwrap()
     };
     rig.sweep(HOUR).await;
-    assert_eq!(tried(6), ["00", "01", "02", "03"]);
+    assert_eq!(tried(6), [0, 1, 2, 3]);
     rig.sweep(2 * HOUR).await;
-    assert_eq!(tried(10), ["04", "05", "00", "01"]);
+    assert_eq!(tried(10), [4, 5, 0, 1]);
     rig.held.0.lock().unwrap().unreadable = 0;
     rig.sweep(3 * HOUR).await;
     assert_eq!(tried(14).len(), 6);
