@@ -15,7 +15,7 @@ use messages::{
 use tokio::sync::oneshot;
 
 use crate::alarm::Alarm;
-use crate::archive::{Archive, Task};
+use crate::archive::{Archive, Task, Widened};
 use crate::shared::{Shared, add};
 use crate::writer::{Job, Writer};
 use crate::{Error, Journal, Record};
@@ -204,14 +204,22 @@ impl Handler<EraseJournal> for JournalActor {
         let requests = self.requests();
         Box::pin(async move {
             let requests = requests?;
-            let subject = requests
-                .ask(true, |reply| Task::Widen(erase.subject, reply))
+            let until = erase.until;
+            let Widened { subject, unreached } = requests
+                .ask(true, |reply| Task::Widen(erase, reply))
                 .await?;
             // From here on nothing more is written of them, so what there is lies in what is closed next.
-            requests.shared.forget(&subject.registrations);
-            requests
-                .ask(true, |reply| Task::Erase(subject, reply))
-                .await
+            // What is erased up to a time that is over has no more to come, but its person may be back.
+            if until.is_none_or(|until| until >= requests.shared.clock.now()) {
+                requests.shared.forget(&subject.registrations);
+            }
+            let erase = EraseJournal { subject, until };
+            let mut erased = requests
+                .ask(true, |reply| Task::Erase(erase, reply))
+                .await?;
+            // What could be read the second time may have led to more.
+            erased.unreached = erased.unreached.max(unreached);
+            Ok(erased)
         })
     }
 }

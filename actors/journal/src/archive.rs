@@ -1,16 +1,17 @@
 //! The thread that works with closed segments: compresses, reads, erases, removes. It never touches the one
 //! that is written to, so that nothing here holds up the writer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
 use messages::{
-    ErasedRecords, JournalCursor, JournalError, JournalPage, ReadJournal, Subject, SweepError,
-    SweepOutdated, SweptOutdated,
+    EraseJournal, ErasedRecords, JournalCursor, JournalError, JournalPage, ReadJournal, Subject,
+    SweepError, SweepOutdated, SweptOutdated, UnixSeconds,
 };
 use tokio::sync::oneshot;
 
@@ -37,9 +38,9 @@ pub(crate) enum Task {
         oneshot::Sender<Result<JournalPage, JournalError>>,
     ),
     /// Finds the registrations that the subject's records lead to.
-    Widen(Subject, oneshot::Sender<Result<Subject, JournalError>>),
+    Widen(EraseJournal, oneshot::Sender<Result<Widened, JournalError>>),
     Erase(
-        Subject,
+        EraseJournal,
         oneshot::Sender<Result<ErasedRecords, JournalError>>,
     ),
     Sweep(
@@ -48,14 +49,47 @@ pub(crate) enum Task {
     ),
 }
 
+/// A subject with what its records lead to.
+pub(crate) struct Widened {
+    pub(crate) subject: Subject,
+    /// Segments that could not be read and may lead to more.
+    pub(crate) unreached: u64,
+}
+
+/// What came of reading a segment.
+enum Scanned {
+    /// All that was asked for was read.
+    Whole,
+    /// Some of it can never be read.
+    Damaged,
+    /// It could not be read now.
+    Failed(Error),
+}
+
+/// What came of writing a segment anew.
+#[derive(Default)]
+struct Rewritten {
+    records: u64,
+    kept: u64,
+    /// Whether something of it could not be read and is gone.
+    dropped: bool,
+}
+
 pub(crate) struct Archive {
     shared: Arc<Shared>,
     closed: BTreeMap<SegmentId, Form>,
+    /// Those of them that have bytes and no whole record. Nobody can use these, but an operator may want to
+    /// look: they stay until their time is over, or until somebody is erased.
+    spoilt: BTreeSet<SegmentId>,
 }
 
 impl Archive {
     pub(crate) const fn new(shared: Arc<Shared>, closed: BTreeMap<SegmentId, Form>) -> Self {
-        Self { shared, closed }
+        Self {
+            shared,
+            closed,
+            spoilt: BTreeSet::new(),
+        }
     }
 
     /// Works until nobody can ask any more.
@@ -68,8 +102,12 @@ impl Archive {
                     self.compress(id);
                 }
                 Task::Read(request, reply) => self.answer(reply, |archive| archive.page(request)),
-                Task::Widen(subject, reply) => self.answer(reply, |archive| archive.widen(subject)),
-                Task::Erase(subject, reply) => self.answer(reply, |archive| archive.erase(subject)),
+                Task::Widen(erase, reply) => {
+                    self.answer(reply, |archive| Ok(archive.widen(archive.search_of(erase))));
+                }
+                Task::Erase(erase, reply) => {
+                    self.answer(reply, |archive| Ok(archive.erase(erase)));
+                }
                 Task::Sweep(sweep, reply) => {
                     let swept = self.sweep(sweep).map_err(|error| {
                         tracing::error!("{error}");
@@ -104,47 +142,75 @@ impl Archive {
         Search::new(subject, self.shared.key.as_ref())
     }
 
-    /// Shows the records of a segment until `visit` has enough. Gives `false` if the rest of the segment
-    /// cannot be read.
+    /// What an erasure looks for.
+    fn search_of(&self, erase: EraseJournal) -> Search {
+        let search = self.search(erase.subject);
+        match erase.until {
+            None => search,
+            Some(until) => search.until(until, self.shared.clock.now()),
+        }
+    }
+
+    /// Shows the records of a segment until `visit` has enough.
+    ///
+    /// # Errors
+    /// Those of `visit`; what is wrong with the segment is logged and told by [`Scanned`].
     fn scan(
         &self,
         id: SegmentId,
         form: Form,
         mut visit: impl FnMut(Record<'_>) -> Result<bool, Error>,
-    ) -> Result<bool, Error> {
-        let mut records = read(self.directory(), id, form)?;
-        loop {
+    ) -> Result<Scanned, Error> {
+        let mut records = match read(self.directory(), id, form) {
+            Ok(records) => records,
+            Err(error) => return Ok(self.failed(error)),
+        };
+        let end = loop {
             match records.next() {
                 Ok(record) => {
                     if !visit(record)? {
-                        return Ok(true);
+                        return Ok(Scanned::Whole);
                     }
                 }
-                Err(End::Clean) => return Ok(true),
-                Err(End::Torn) => {
-                    add(&self.shared.damaged, 1);
-                    tracing::error!(
-                        segment = %id.path(self.directory(), form).display(),
-                        "the journal's segment is damaged, the rest of it cannot be read: check the disk"
-                    );
-                    return Ok(false);
-                }
-                Err(End::Failed(source)) => {
-                    return Err(at(&id.path(self.directory(), form))(source));
-                }
+                Err(end) => break end,
             }
-        }
+        };
+        let path = id.path(self.directory(), form);
+        let torn = match end {
+            End::Clean if records.skipped == 0 => return Ok(Scanned::Whole),
+            End::Clean | End::Undecodable => 0,
+            End::Torn(bytes) => bytes,
+            End::Failed(source) => return Ok(self.failed(at(&path)(source))),
+        };
+        add(&self.shared.damaged, 1);
+        tracing::error!(
+            segment = %path.display(),
+            bytes = records.skipped + torn,
+            rest = matches!(end, End::Undecodable),
+            "the journal's segment is damaged, so many bytes of it, or the rest, cannot be read: check the disk"
+        );
+        Ok(Scanned::Damaged)
     }
 
-    fn widen(&self, subject: Subject) -> Result<Subject, Error> {
-        let mut search = self.search(subject);
+    fn failed(&self, error: Error) -> Scanned {
+        add(&self.shared.damaged, 1);
+        tracing::error!("{error}");
+        Scanned::Failed(error)
+    }
+
+    fn widen(&self, mut search: Search) -> Widened {
+        let mut unreached = 0;
         for (id, form) in &self.closed {
-            self.scan(*id, *form, |record| {
+            let scanned = self.scan(*id, *form, |record| {
                 search.widen(&record);
                 Ok(true)
-            })?;
+            });
+            unreached += u64::from(!matches!(scanned, Ok(Scanned::Whole | Scanned::Damaged)));
         }
-        Ok(search.into_subject())
+        Widened {
+            subject: search.into_subject(),
+            unreached,
+        }
     }
 
     fn page(&self, request: ReadJournal) -> Result<JournalPage, Error> {
@@ -155,7 +221,7 @@ impl Archive {
         } = request;
         let limit = limit.clamp(1, LINES_MAX) as usize;
         let (subject, start, passed) = match after {
-            None => (self.widen(subject)?, None, 0),
+            None => (self.widen(self.search(subject)).subject, None, 0),
             Some(JournalCursor {
                 hour,
                 part,
@@ -166,6 +232,7 @@ impl Archive {
         let mut lines = Vec::new();
         let mut next = None;
         let mut bytes = 0;
+        let mut unreadable = 0;
         let rest = self
             .closed
             .iter()
@@ -173,7 +240,7 @@ impl Archive {
         for (id, form) in rest {
             let skip = if Some(*id) == start { passed } else { 0 };
             let mut number = 0;
-            self.scan(*id, *form, |record| {
+            let scanned = self.scan(*id, *form, |record| {
                 if number >= skip {
                     if lines.len() == limit || bytes > PAGE_BYTES_MAX {
                         next = Some(JournalCursor {
@@ -191,6 +258,7 @@ impl Archive {
                 number += 1;
                 Ok(true)
             })?;
+            unreadable += u64::from(!matches!(scanned, Scanned::Whole));
             if next.is_some() {
                 break;
             }
@@ -199,81 +267,147 @@ impl Archive {
             subject: search.into_subject(),
             lines,
             next,
+            unreadable,
         })
     }
 
-    fn erase(&mut self, subject: Subject) -> Result<ErasedRecords, Error> {
-        let search = self.search(subject);
+    /// Erases what can be reached. What one segment does keeps it from no other.
+    fn erase(&mut self, erase: EraseJournal) -> ErasedRecords {
+        let search = self.search_of(erase);
         let mut erased = ErasedRecords::default();
         for (id, form) in self.closed.clone() {
-            let mut found = false;
-            let readable = self.scan(id, form, |record| {
-                found = search.matches(&record);
-                Ok(!found)
-            })?;
-            // What cannot be read may be about anybody, so it goes as well.
-            if found || !readable {
-                let before = self.length(id, form);
-                let mut kept = 0_u64;
-                let records = self.rewrite(id, form, |record| {
-                    let keeps = !search.matches(record);
-                    kept += u64::from(keeps);
-                    keeps
-                })?;
-                erased.records += records - kept;
-                erased.segments += 1;
-                if kept == 0 {
-                    self.remove(id)?;
+            let before = self.length(id, form);
+            match self.erase_from(id, form, &search) {
+                Ok(None) => continue,
+                Ok(Some(rewritten)) => {
+                    erased.records += rewritten.records - rewritten.kept;
+                    erased.segments += 1;
+                    erased.dropped += u64::from(rewritten.dropped);
                 }
-                sync_directory(self.directory())?;
-                self.account(id, before);
+                Err(error) => {
+                    tracing::error!("an erasure did not reach all of the journal: {error}");
+                    erased.unreached += 1;
+                }
             }
+            self.account(id, before);
         }
-        Ok(erased)
+        erased
     }
 
-    /// Writes a segment anew, compressed, with the records that are kept. Gives how many there were.
+    /// Gives `None` for a segment that has nothing to erase.
+    fn erase_from(
+        &mut self,
+        id: SegmentId,
+        form: Form,
+        search: &Search,
+    ) -> Result<Option<Rewritten>, Error> {
+        let mut found = false;
+        let scanned = self.scan(id, form, |record| {
+            found = search.matches(&record);
+            Ok(!found)
+        })?;
+        match scanned {
+            Scanned::Failed(error) => return Err(error),
+            Scanned::Whole if !found => return Ok(None),
+            // What cannot be read may be about anybody, so it goes as well.
+            Scanned::Whole | Scanned::Damaged => {}
+        }
+        let rewritten = self.rewrite(id, form, |record| !search.matches(record))?;
+        if rewritten.kept == 0 {
+            self.remove(id)?;
+        }
+        sync_directory(self.directory())?;
+        Ok(Some(rewritten))
+    }
+
+    /// Writes a segment anew, compressed, with the records that are kept.
     fn rewrite(
         &mut self,
         id: SegmentId,
         form: Form,
         mut keeps: impl FnMut(&Record<'_>) -> bool,
-    ) -> Result<u64, Error> {
+    ) -> Result<Rewritten, Error> {
         let mut to = Rewriter::new(self.directory(), id)?;
         let mut frame = Vec::new();
-        let mut records = 0;
-        self.scan(id, form, |record| {
-            records += 1;
+        let mut rewritten = Rewritten::default();
+        let scanned = self.scan(id, form, |record| {
+            rewritten.records += 1;
             if keeps(&record) {
+                rewritten.kept += 1;
                 frame.clear();
                 copy(&record, &mut frame);
                 to.write(&frame)?;
             }
             Ok(true)
-        })?;
+        });
+        match scanned {
+            Ok(Scanned::Whole) => {}
+            Ok(Scanned::Damaged) => rewritten.dropped = true,
+            Ok(Scanned::Failed(error)) | Err(error) => {
+                to.discard();
+                return Err(error);
+            }
+        }
         to.finish(self.directory(), id, form)?;
         self.closed.insert(id, Form::Compressed);
-        Ok(records)
+        self.spoilt.remove(&id);
+        if rewritten.dropped {
+            tracing::error!(
+                segment = %id.path(self.directory(), Form::Compressed).display(),
+                records = rewritten.kept,
+                "a damaged segment of the journal was written anew without what could not be read of it"
+            );
+        }
+        Ok(rewritten)
     }
 
     fn remove(&mut self, id: SegmentId) -> Result<(), Error> {
         if let Some(form) = self.closed.get(&id) {
             let path = id.path(self.directory(), *form);
-            fs::remove_file(&path).map_err(at(&path))?;
+            match fs::remove_file(&path) {
+                // Somebody else did.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(at(&path))?,
+            }
             self.closed.remove(&id);
+            self.spoilt.remove(&id);
         }
         Ok(())
     }
 
     /// Compresses a segment. One that cannot be, for want of room perhaps, stays as it is until the next
-    /// sweep.
+    /// sweep; one without a whole record stays as it is.
     fn compress(&mut self, id: SegmentId) {
+        let has_records = || {
+            let mut found = false;
+            let scanned = self.scan(id, Form::Raw, |_| {
+                found = true;
+                Ok(false)
+            })?;
+            match scanned {
+                Scanned::Failed(error) => Err(error),
+                Scanned::Whole => Ok(true),
+                Scanned::Damaged => Ok(found),
+            }
+        };
         let before = self.length(id, Form::Raw);
-        let compressed = self
-            .rewrite(id, Form::Raw, |_| true)
-            .and_then(|_| sync_directory(self.directory()));
+        let compressed = match has_records() {
+            Ok(false) => {
+                tracing::error!(
+                    segment = %id.path(self.directory(), Form::Raw).display(),
+                    "no record of the journal's segment can be read: it is kept for its time, or until the \
+                     next erasure"
+                );
+                self.spoilt.insert(id);
+                return;
+            }
+            Ok(true) => self
+                .rewrite(id, Form::Raw, |_| true)
+                .and_then(|_| sync_directory(self.directory())),
+            Err(error) => Err(error),
+        };
         if let Err(error) = compressed {
-            tracing::error!("a segment stays as it is until there is room: {error}");
+            tracing::error!("a segment is not compressed until the next sweep: {error}");
         }
         self.account(id, before);
     }
@@ -282,7 +416,7 @@ impl Archive {
         let raw: Vec<_> = self
             .closed
             .iter()
-            .filter(|(_, form)| **form == Form::Raw)
+            .filter(|(id, form)| **form == Form::Raw && !self.spoilt.contains(id))
             .map(|(id, _)| *id)
             .collect();
         for id in raw {
@@ -290,62 +424,72 @@ impl Archive {
         }
     }
 
-    /// Removes outdated segments whole, the oldest first.
+    /// Removes outdated segments whole, the oldest first. One that cannot be keeps no other from it.
     fn sweep(&mut self, sweep: SweepOutdated) -> Result<SweptOutdated, Error> {
         self.compress_rest();
-        self.redate(sweep)?;
+        let mut failure = self.redate(sweep.now).err();
         let keep = self.shared.config.keep_seconds();
         // From the start of its hour, so that no record is older than an hour more than it may be.
         let outdated: Vec<_> = self
             .closed
-            .keys()
-            .copied()
-            .take_while(|id| id.hour.saturating_add(keep) <= sweep.now.0)
+            .iter()
+            .map(|(id, form)| (*id, *form))
+            .take_while(|(id, _)| id.hour.saturating_add(keep) <= sweep.now.0)
             .collect();
-        let limit = sweep.limit.max(1) as usize;
-        let mut swept = SweptOutdated {
-            removed: 0,
-            more: outdated.len() > limit,
-        };
-        for id in outdated.into_iter().take(limit) {
-            let form = self.closed.get(&id).copied();
-            let before = form.map_or(0, |form| self.length(id, form));
-            self.remove(id)?;
+        let limit = u64::from(sweep.limit.max(1));
+        let mut swept = SweptOutdated::default();
+        for (id, form) in outdated {
+            if swept.removed == limit {
+                swept.more = true;
+                break;
+            }
+            let before = self.length(id, form);
+            match self.remove(id) {
+                Ok(()) => swept.removed += 1,
+                Err(error) => failure = Some(error),
+            }
             self.account(id, before);
-            swept.removed += 1;
         }
         if swept.removed > 0 {
             sync_directory(self.directory())?;
         }
-        Ok(swept)
+        failure.map_or(Ok(swept), Err)
     }
 
     /// Gives segments that were written while the clock was ahead the hour of now: they are no younger than
     /// that, and would stay for too long.
-    fn redate(&mut self, sweep: SweepOutdated) -> Result<(), Error> {
-        let hour = hour_of(sweep.now);
+    fn redate(&mut self, now: UnixSeconds) -> Result<(), Error> {
+        let hour = hour_of(now);
         let ahead: Vec<_> = self
             .closed
             .iter()
             .filter(|(id, _)| id.hour > hour + HOUR_SECONDS)
             .map(|(id, form)| (*id, *form))
             .collect();
+        let mut failure = None;
         for (id, form) in ahead {
-            let part = self
-                .closed
-                .keys()
-                .rfind(|id| id.hour == hour && id.part >= REDATED)
-                .map_or(REDATED, |id| id.part + 1);
+            let Some(part) = (REDATED..=u32::MAX)
+                .find(|part| !self.closed.contains_key(&SegmentId { hour, part: *part }))
+            else {
+                continue;
+            };
             let right = SegmentId { hour, part };
             let path = id.path(self.directory(), form);
-            fs::rename(&path, right.path(self.directory(), form)).map_err(at(&path))?;
+            let renamed = fs::rename(&path, right.path(self.directory(), form));
+            if let Err(error) = renamed.map_err(at(&path)) {
+                failure = Some(error);
+                continue;
+            }
             self.closed.remove(&id);
             self.closed.insert(right, form);
+            if self.spoilt.remove(&id) {
+                self.spoilt.insert(right);
+            }
             tracing::warn!(
                 "a segment of the journal from the future was given the present hour: the clock was ahead"
             );
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     fn length(&self, id: SegmentId, form: Form) -> u64 {
@@ -356,8 +500,12 @@ impl Archive {
     fn account(&self, id: SegmentId, before: u64) {
         let form = self.closed.get(&id);
         let after = form.map_or(0, |form| self.length(id, *form));
-        // Wraps around where less is taken than before.
-        add(&self.shared.bytes, after.wrapping_sub(before));
+        let change = |bytes: u64| Some(bytes.saturating_sub(before).saturating_add(after));
+        // Always changes something.
+        let _ = self
+            .shared
+            .bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
         self.shared
             .segments
             .store(self.closed.len() as u64, Ordering::Relaxed);

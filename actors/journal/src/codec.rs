@@ -5,6 +5,7 @@
 //! passes over tags that it does not know, so fields can be added within a version.
 
 use std::io::{self, Read};
+use std::ops::RangeInclusive;
 
 use messages::{
     AccessedEvent, DeviceToken, EndCause, EndedEvent, ErasedEvent, JournalEntry, JournalEvent,
@@ -16,13 +17,18 @@ use crate::key::{Digest, HashKey};
 
 const VERSION: u8 = 1;
 /// Length and checksum.
-const HEAD_BYTES: usize = 8;
+pub(crate) const HEAD_BYTES: usize = 8;
 /// Version, kind and time.
 const FIXED_BYTES: usize = 10;
 /// No value is longer; what is, is cut: an operator's words, and nothing else can be.
 const VALUE_BYTES_MAX: usize = 4 << 10;
-/// No record is longer: a longer length is that of a torn record.
+/// No record is longer: a longer length is none.
 const RECORD_BYTES_MAX: usize = 32 << 10;
+/// Bytes read at a time.
+const READ_BYTES: usize = 64 << 10;
+/// Bytes of possible records that a search behind damage looks at before it gives up. Of what damage leaves,
+/// hardly a byte in a hundred thousand looks like the beginning of a record.
+const SEARCH_BYTES_MAX: usize = 256 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -316,31 +322,68 @@ pub(crate) fn copy(record: &Record<'_>, to: &mut Vec<u8>) {
     seal(to, start);
 }
 
+/// Whether a file of so many bytes that begins so ends within its first record.
+pub(crate) fn is_beginning(head: &[u8], length: u64) -> bool {
+    let Some((head, _)) = head.split_first_chunk::<HEAD_BYTES>() else {
+        return true;
+    };
+    let record = u64::from_be_bytes(*head) >> 32;
+    (FIXED_BYTES as u64..=RECORD_BYTES_MAX as u64).contains(&record)
+        && length < HEAD_BYTES as u64 + record
+}
+
 /// Why no further record can be read.
 #[derive(Debug)]
 pub(crate) enum End {
     /// There is none.
     Clean,
-    /// What follows is no whole record: the writer was cut short there, or the file is damaged.
-    Torn,
+    /// So many bytes follow with no whole record in them: the writer was cut short there, or the file is
+    /// damaged.
+    Torn(u64),
+    /// The file is damaged so that what follows cannot be decompressed.
+    Undecodable,
     /// The file cannot be read.
     Failed(io::Error),
 }
 
-/// Reads records one after the other, borrowing each.
+/// Why nothing more comes from a file.
+#[derive(Debug)]
+enum Over {
+    End,
+    Undecodable,
+    Failed(io::Error),
+}
+
+/// Reads records one after the other, borrowing each. What is no whole record is passed over: behind it, the
+/// next one is looked for at every byte.
 pub(crate) struct Records<R> {
     from: R,
-    body: Vec<u8>,
-    /// Bytes of whole records read so far.
-    pub(crate) bytes: u64,
+    /// What was read and is not passed; nothing before `at` is of use.
+    buffer: Vec<u8>,
+    /// Where in the buffer the next record is looked for.
+    at: usize,
+    over: Option<Over>,
+    /// Bytes passed over since the last whole record.
+    passed: u64,
+    /// Bytes from the beginning to the end of the last whole record.
+    pub(crate) whole: u64,
+    /// Bytes passed over in front of whole records.
+    pub(crate) skipped: u64,
+    /// Bytes that the search may still look at.
+    search: usize,
 }
 
 impl<R: Read> Records<R> {
     pub(crate) const fn new(from: R) -> Self {
         Self {
             from,
-            body: Vec::new(),
-            bytes: 0,
+            buffer: Vec::new(),
+            at: 0,
+            over: None,
+            passed: 0,
+            whole: 0,
+            skipped: 0,
+            search: SEARCH_BYTES_MAX,
         }
     }
 
@@ -349,38 +392,75 @@ impl<R: Read> Records<R> {
     /// # Errors
     /// [`End`], also the clean one.
     pub(crate) fn next(&mut self) -> Result<Record<'_>, End> {
-        let mut head = [0; HEAD_BYTES];
-        match self.fill(&mut head)? {
-            0 => return Err(End::Clean),
-            HEAD_BYTES => {}
-            _ => return Err(End::Torn),
-        }
-        let head = u64::from_be_bytes(head);
+        let length = loop {
+            if let Some(length) = self.length() {
+                break length;
+            }
+            if self.rest().is_empty() {
+                return Err(self.end());
+            }
+            self.at += 1;
+            self.passed += 1;
+        };
+        self.skipped += self.passed;
+        self.whole += std::mem::take(&mut self.passed) + (HEAD_BYTES + length) as u64;
+        let start = self.at + HEAD_BYTES;
+        self.at = start + length;
+        let body = self.buffer.get(start..self.at).unwrap_or_default();
+        Ok(Record(body))
+    }
+
+    /// Whether the search has given up, so that whole records may be left.
+    pub(crate) const fn gave_up(&self) -> bool {
+        self.search == 0
+    }
+
+    /// The length of the whole record that begins here, without its frame.
+    fn length(&mut self) -> Option<usize> {
+        self.fill(HEAD_BYTES);
+        let (head, _) = self.rest().split_first_chunk()?;
+        let head = u64::from_be_bytes(*head);
         let length = (head >> 32) as usize;
-        if !(FIXED_BYTES..=RECORD_BYTES_MAX).contains(&length) {
-            return Err(End::Torn);
+        if !(FIXED_BYTES..=RECORD_BYTES_MAX).contains(&length) || self.gave_up() {
+            return None;
         }
-        let mut body = std::mem::take(&mut self.body);
-        body.resize(length, 0);
-        let read = self.fill(&mut body);
-        self.body = body;
+        self.fill(HEAD_BYTES + length);
+        let is_found = self.passed > 0;
+        let body = self.rest().get(HEAD_BYTES..HEAD_BYTES + length)?;
+        if is_found {
+            // Most of what is none ends here. What a newer version wrote does as well: nothing but its length
+            // and checksum would tell it from chance.
+            Record(body).kind()?;
+            let (is_whole, left) = (Record(body).has_fields_alone(), self.search);
+            self.search = left.saturating_sub(length);
+            if !is_whole {
+                return None;
+            }
+        }
         // A checksum of 32 bits: cutting it out of the head is meant.
         #[allow(clippy::cast_possible_truncation, reason = "the lower half")]
         let sum = head as u32;
-        if read? != length || crc32fast::hash(&self.body) != sum {
-            return Err(End::Torn);
-        }
-        self.bytes += (HEAD_BYTES + length) as u64;
-        Ok(Record(&self.body))
+        let body = self.rest().get(HEAD_BYTES..HEAD_BYTES + length)?;
+        (crc32fast::hash(body) == sum).then_some(length)
     }
 
-    /// Reads until the buffer is full or nothing is left; gives how much there was.
-    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, End> {
-        let mut filled = 0;
-        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.from.read(rest) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
+    fn rest(&self) -> &[u8] {
+        self.buffer.get(self.at..).unwrap_or_default()
+    }
+
+    /// Reads until so many bytes are there or nothing is left.
+    fn fill(&mut self, bytes: usize) {
+        while self.over.is_none() && self.rest().len() < bytes {
+            self.buffer.drain(..self.at);
+            self.at = 0;
+            let filled = self.buffer.len();
+            self.buffer.resize(filled + READ_BYTES, 0);
+            let room = self.buffer.get_mut(filled..).unwrap_or_default();
+            let read = self.from.read(room);
+            self.buffer.truncate(filled + *read.as_ref().unwrap_or(&0));
+            match read {
+                Ok(0) => self.over = Some(Over::End),
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // What the decompressor says of a damaged or cut file.
                 Err(error)
@@ -391,12 +471,26 @@ impl<R: Read> Records<R> {
                             | io::ErrorKind::Other
                     ) =>
                 {
-                    return Err(End::Torn);
+                    self.over = Some(Over::Undecodable);
                 }
-                Err(error) => return Err(End::Failed(error)),
+                Err(error) => self.over = Some(Over::Failed(error)),
             }
         }
-        Ok(filled)
+    }
+
+    fn end(&mut self) -> End {
+        match &self.over {
+            Some(Over::Failed(error)) => {
+                let again = Over::Failed(error.kind().into());
+                match self.over.replace(again) {
+                    Some(Over::Failed(error)) => End::Failed(error),
+                    _ => End::Undecodable,
+                }
+            }
+            Some(Over::Undecodable) => End::Undecodable,
+            Some(Over::End) | None if self.passed == 0 => End::Clean,
+            Some(Over::End) | None => End::Torn(self.passed),
+        }
     }
 }
 
@@ -407,6 +501,8 @@ pub(crate) struct Record<'a>(&'a [u8]);
 /// Whom a record is about, in the form that records have it in.
 pub(crate) struct Search {
     subject: Subject,
+    /// Records of these times do not count.
+    passes_over: Option<RangeInclusive<u64>>,
     /// The nodes as hashes; empty without a key.
     nodes: Vec<Digest>,
     /// The device tokens as hashes; empty without a key.
@@ -429,9 +525,17 @@ impl Search {
         };
         Self {
             subject,
+            passes_over: None,
             nodes,
             device_tokens,
         }
+    }
+
+    /// Lets records count that are not later than `until`. What comes after now was written while the clock
+    /// was ahead: nobody knows when, so it counts.
+    pub(crate) const fn until(mut self, until: UnixSeconds, now: UnixSeconds) -> Self {
+        self.passes_over = Some(until.0.saturating_add(1)..=now.0);
+        self
     }
 
     /// The subject, with what it was widened by.
@@ -441,6 +545,9 @@ impl Search {
 
     /// Adds the registration of a record that belongs to the subject by itself.
     pub(crate) fn widen(&mut self, record: &Record<'_>) {
+        if !self.counts(record) {
+            return;
+        }
         let mut registration = None;
         let mut own = false;
         for (tag, value) in record.fields() {
@@ -456,7 +563,14 @@ impl Search {
 
     /// Whether a record is about the subject.
     pub(crate) fn matches(&self, record: &Record<'_>) -> bool {
-        record.fields().any(|(tag, value)| self.has(tag, value))
+        self.counts(record) && record.fields().any(|(tag, value)| self.has(tag, value))
+    }
+
+    fn counts(&self, record: &Record<'_>) -> bool {
+        let Some(passed_over) = &self.passes_over else {
+            return true;
+        };
+        !record.at().is_some_and(|at| passed_over.contains(&at.0))
     }
 
     fn has(&self, tag: Tag, value: &[u8]) -> bool {
@@ -520,28 +634,48 @@ impl<'a> Record<'a> {
         self.0.len()
     }
 
+    /// `None` for a version or a kind that this program does not know.
+    fn kind(self) -> Option<Kind> {
+        match self.0 {
+            [VERSION, kind, ..] => Kind::of(*kind),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing but whole fields follows the time.
+    fn has_fields_alone(self) -> bool {
+        let mut rest = self.0.get(FIXED_BYTES..).unwrap_or_default();
+        while let Some((_, _, behind)) = field(rest) {
+            rest = behind;
+        }
+        rest.is_empty()
+    }
+
+    /// When it was made; `None` for a version that this program does not know.
+    fn at(self) -> Option<UnixSeconds> {
+        let ([VERSION, _], rest) = self.0.split_first_chunk()? else {
+            return None;
+        };
+        let (at, _) = rest.split_first_chunk()?;
+        Some(UnixSeconds(u64::from_be_bytes(*at)))
+    }
+
     /// The fields, those with unknown tags left out. What is no field ends them.
     fn fields(self) -> impl Iterator<Item = (Tag, &'a [u8])> {
         let known_version = self.0.first() == Some(&VERSION);
         let fields = self.0.get(FIXED_BYTES..).filter(|_| known_version);
         let mut rest = fields.unwrap_or_default();
         std::iter::from_fn(move || {
-            let ([tag, high, low], behind) = rest.split_first_chunk()?;
-            let length = usize::from(u16::from_be_bytes([*high, *low]));
-            let (value, behind) = behind.split_at_checked(length)?;
+            let (tag, value, behind) = field(rest)?;
             rest = behind;
-            Some((Tag::of(*tag), value))
+            Some((tag, value))
         })
-        .filter_map(|(tag, value)| Some((tag?, value)))
+        .filter_map(|(tag, value)| Some((Tag::of(tag)?, value)))
     }
 
     /// The record as it is shown; `None` for a version or a kind that this program does not know.
     pub(crate) fn line(self) -> Option<JournalLine> {
-        let ([VERSION, kind], rest) = self.0.split_first_chunk()? else {
-            return None;
-        };
-        let (at, _) = rest.split_first_chunk()?;
-        let kind = Kind::of(*kind)?;
+        let kind = self.kind()?;
         let fields = self.fields().filter_map(|(tag, value)| {
             let shown = match tag {
                 Tag::NodeHash | Tag::TokenHash => format!("hmac-sha256:{}", hex(value)),
@@ -553,11 +687,19 @@ impl<'a> Record<'a> {
             Some((tag.name()?, shown))
         });
         Some(JournalLine {
-            at: UnixSeconds(u64::from_be_bytes(*at)),
+            at: self.at()?,
             event: kind.as_str(),
             fields: fields.collect(),
         })
     }
+}
+
+/// The tag and the value of the first field, and what is behind it.
+fn field(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let ([tag, high, low], behind) = bytes.split_first_chunk()?;
+    let length = usize::from(u16::from_be_bytes([*high, *low]));
+    let (value, behind) = behind.split_at_checked(length)?;
+    Some((*tag, value, behind))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -718,16 +860,14 @@ mod tests {
         (bytes, ends)
     }
 
-    /// What is read, whether the end was clean, and the bytes of whole records.
-    fn decode(bytes: &[u8]) -> (Vec<JournalLine>, bool, u64) {
+    /// What is read, how it ended, and the bytes up to the end of the last whole record and passed over.
+    fn decode(bytes: &[u8]) -> (Vec<JournalLine>, End, u64, u64) {
         let mut records = Records::new(bytes);
         let mut lines = Vec::new();
         loop {
             match records.next() {
                 Ok(record) => lines.push(record.line().unwrap()),
-                Err(End::Clean) => return (lines, true, records.bytes),
-                Err(End::Torn) => return (lines, false, records.bytes),
-                Err(End::Failed(error)) => panic!("{error}"),
+                Err(end) => return (lines, end, records.whole, records.skipped),
             }
         }
     }
@@ -792,8 +932,9 @@ mod tests {
         #[test]
         fn records_come_back(entries in entries()) {
             let (bytes, _) = encode(&entries, None);
-            let (lines, clean, length) = decode(&bytes);
-            prop_assert!(clean);
+            let (lines, end, length, skipped) = decode(&bytes);
+            prop_assert!(matches!(end, End::Clean));
+            prop_assert_eq!(skipped, 0);
             prop_assert_eq!(length, bytes.len() as u64);
             prop_assert_eq!(lines.len(), entries.len());
             for (line, entry) in lines.iter().zip(&entries) {
@@ -804,25 +945,60 @@ mod tests {
         }
 
         #[test]
-        fn what_is_cut_or_spoilt_ends_with_the_last_whole_record(
+        fn what_is_cut_ends_with_the_last_whole_record(
             entries in entries(),
             at: prop::sample::Index,
-            flip: Option<u8>,
         ) {
             let (mut bytes, ends) = encode(&entries, None);
             prop_assume!(!bytes.is_empty());
             let at = at.index(bytes.len());
-            match flip {
-                // One bit that turned.
-                Some(bit) => bytes[at] ^= 1 << (bit % 8),
-                // The process that ended.
-                None => bytes.truncate(at),
-            }
+            bytes.truncate(at);
             let whole = ends.iter().filter(|end| **end <= at).count();
-            let (lines, clean, length) = decode(&bytes);
+            let (lines, end, length, skipped) = decode(&bytes);
             prop_assert_eq!(lines.len(), whole);
+            prop_assert_eq!(skipped, 0);
             prop_assert_eq!(length as usize, whole.checked_sub(1).map_or(0, |last| ends[last]));
-            prop_assert_eq!(clean, length as usize == bytes.len());
+            match end {
+                End::Clean => prop_assert_eq!(length as usize, bytes.len()),
+                End::Torn(torn) => prop_assert_eq!(length + torn, bytes.len() as u64),
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+
+        #[test]
+        fn what_is_spoilt_costs_no_other_record(
+            entries in entries(),
+            begin: prop::sample::Index,
+            spoilt: prop::sample::Index,
+            with in prop_oneof![Just(0_u8), Just(0xff), any::<u8>()],
+            is_one: bool,
+        ) {
+            let (whole, ends) = encode(&entries, None);
+            prop_assume!(!whole.is_empty());
+            let begin = begin.index(whole.len());
+            // One byte, or up to everything.
+            let length = if is_one { 1 } else { spoilt.index(whole.len() - begin) + 1 };
+            let end = begin + length;
+            let mut bytes = whole.clone();
+            bytes[begin..end].fill(with);
+            prop_assume!(bytes != whole);
+            let starts = std::iter::once(&0).chain(&ends);
+            let kept: Vec<_> = starts
+                .zip(&ends)
+                .zip(&entries)
+                .filter(|((start, end), _)| bytes[**start..**end] == whole[**start..**end])
+                .collect();
+            let (lines, ended, length, skipped) = decode(&bytes);
+            let times: Vec<_> = kept.iter().map(|(_, entry)| entry.at).collect();
+            prop_assert_eq!(lines.iter().map(|line| line.at).collect::<Vec<_>>(), times);
+            prop_assert_eq!(length as usize, kept.last().map_or(0, |((_, end), _)| **end));
+            let whole_bytes: usize = kept.iter().map(|((start, end), _)| *end - *start).sum();
+            prop_assert_eq!((length - skipped) as usize, whole_bytes);
+            match ended {
+                End::Clean => prop_assert_eq!(length as usize, bytes.len()),
+                End::Torn(torn) => prop_assert_eq!(length + torn, bytes.len() as u64),
+                other => prop_assert!(false, "{:?}", other),
+            }
         }
 
         #[test]
@@ -902,6 +1078,70 @@ mod tests {
                     || (device_token.is_some() && device_token == entry_token);
                 prop_assert_eq!(search.matches(&record), same);
             }
+        }
+    }
+
+    /// Each byte of it may begin a record of 32 KiB, which is looked at and is none.
+    #[test]
+    fn a_search_ends_however_much_looks_like_records() {
+        let mut pattern = Vec::new();
+        while pattern.len() < 4 << 20 {
+            // A possible length, and where its record would begin: version, kind, time and no field.
+            pattern.extend([0, 0, 0x7f, 0xff, 0, 0, 0, 0, VERSION, Kind::Pushed as u8]);
+        }
+        let entry = JournalEntry {
+            at: UnixSeconds(1),
+            event: JournalEvent::Pushed(PushedEvent {
+                target: None,
+                domain: Domain::new("d"),
+                outcome: PushOutcome::Accepted,
+            }),
+        };
+        let (record, _) = encode(std::slice::from_ref(&entry), None);
+        let short = [&pattern[..40_000], &record].concat();
+        let mut records = Records::new(short.as_slice());
+        assert!(records.next().is_ok() && !records.gave_up());
+        let long = [&pattern[..], &record].concat();
+        let mut records = Records::new(long.as_slice());
+        assert!(matches!(records.next(), Err(End::Torn(bytes)) if bytes == long.len() as u64));
+        assert!(records.gave_up());
+    }
+
+    #[test]
+    fn what_is_erased_later_is_not_about_what_came_after() {
+        let (until, now) = (UnixSeconds(100), UnixSeconds(200));
+        for (at, counts) in [
+            (1, true),
+            (100, true),
+            (101, false),
+            (200, false),
+            (201, true),
+        ] {
+            let entry = JournalEntry {
+                at: UnixSeconds(at),
+                event: JournalEvent::Ended(Box::new(EndedEvent {
+                    registration: RegistrationKey([2; 16]),
+                    account: None,
+                    account_key: AccountKey([1; 16]),
+                    service: Domain::new("d"),
+                    app: AppId::new("app"),
+                    node: NodeId::new("n").unwrap(),
+                    device_token: DeviceToken::parse(&"ab".repeat(32)).unwrap(),
+                    cause: EndCause::Idle,
+                })),
+            };
+            let (bytes, _) = encode(&[entry], None);
+            let mut records = Records::new(bytes.as_slice());
+            let record = records.next().unwrap();
+            let subject = Subject {
+                account_keys: vec![AccountKey([1; 16])],
+                ..Subject::default()
+            };
+            assert!(Search::new(subject.clone(), None).matches(&record));
+            let mut search = Search::new(subject, None).until(until, now);
+            assert_eq!(search.matches(&record), counts, "{at}");
+            search.widen(&record);
+            assert_eq!(!search.into_subject().registrations.is_empty(), counts);
         }
     }
 

@@ -4,28 +4,29 @@
 //! |---|---|
 //! | `HOUR-PART.log` | open, or closed and not yet compressed: frames one after the other |
 //! | `HOUR-PART.zst` | closed: the same, compressed |
-//! | `*.tmp` | about to become a `.zst` by being renamed; of no value after a crash |
+//! | `HOUR-PART.tmp` | about to become a `.zst` by being renamed; of no value after a crash |
 //!
 //! `HOUR` is the start of the hour in Unix seconds, `PART` counts from 1. Where both forms of a segment are
 //! there, a crash came between the renaming and the removal of the older form: the compressed one counts.
+//! What has another name, or is no file, is not ours and left alone.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use messages::UnixSeconds;
 
 use crate::Error;
-use crate::codec::{End, Records};
+use crate::codec::{self, End, Records};
 
 /// Seconds that a segment covers.
 pub(crate) const HOUR_SECONDS: u64 = 60 * 60;
 /// Of the levels that keep up with the writer, the one after which more time gains little.
 const LEVEL: i32 = 3;
-/// Bytes read or written at a time.
+/// Bytes written at a time.
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// Names a segment, in the order of time.
@@ -58,23 +59,23 @@ pub(crate) const fn hour_of(at: UnixSeconds) -> u64 {
 
 impl SegmentId {
     pub(crate) fn path(self, directory: &Path, form: Form) -> PathBuf {
-        let Self { hour, part } = self;
-        directory.join(format!("{hour:010}-{part:04}.{}", form.suffix()))
+        directory.join(format!("{}.{}", self.stem(), form.suffix()))
     }
 
-    fn parse(name: &str) -> Option<(Self, Form)> {
+    /// What [`Self::path`] made, with the suffix; `None` for any other name.
+    fn parse(name: &str) -> Option<(Self, &str)> {
         let (stem, suffix) = name.split_once('.')?;
-        let form = match suffix {
-            "log" => Form::Raw,
-            "zst" => Form::Compressed,
-            _ => return None,
-        };
         let (hour, part) = stem.split_once('-')?;
         let id = Self {
             hour: hour.parse().ok()?,
             part: part.parse().ok()?,
         };
-        Some((id, form))
+        (id.stem() == stem).then_some((id, suffix))
+    }
+
+    fn stem(self) -> String {
+        let Self { hour, part } = self;
+        format!("{hour:010}-{part:04}")
     }
 }
 
@@ -101,7 +102,8 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
 }
 
 /// Puts the directory in order after whatever ended the last process, and lists the segments with the bytes
-/// they take: files without a value go, and segments that were open lose a torn last record.
+/// they take: files without a value go, and segments that were open lose a torn end. A segment that cannot be
+/// read is listed as it is; what is no segment is left alone.
 pub(crate) fn recover(directory: &Path) -> Result<(BTreeMap<SegmentId, Form>, u64), Error> {
     let mut found: BTreeMap<SegmentId, Form> = BTreeMap::new();
     let entries = match fs::read_dir(directory) {
@@ -110,73 +112,123 @@ pub(crate) fn recover(directory: &Path) -> Result<(BTreeMap<SegmentId, Form>, u6
         Err(error) => return Err(at(directory)(error)),
     };
     let mut raw = Vec::new();
+    let mut leftovers = Vec::new();
+    let mut foreign = 0_u64;
     for entry in entries {
         let entry = entry.map_err(at(directory))?;
+        let path = entry.path();
+        // Of a file that cannot be looked at the name is all that is known.
+        let is_file = fs::metadata(&path).map_or(true, |metadata| metadata.is_file());
         let name = entry.file_name();
-        let name = name.to_string_lossy();
-        match SegmentId::parse(&name) {
-            Some((id, Form::Raw)) => raw.push(id),
-            Some((id, Form::Compressed)) => {
+        match name.to_str().filter(|_| is_file).and_then(SegmentId::parse) {
+            Some((id, "log")) => raw.push(id),
+            Some((id, "zst")) => {
                 found.insert(id, Form::Compressed);
             }
-            None if name.ends_with(".tmp") => {
-                fs::remove_file(entry.path()).map_err(at(&entry.path()))?;
-            }
-            None => {}
+            Some((_, "tmp")) => leftovers.push(path),
+            _ => foreign += 1,
         }
+    }
+    if foreign > 0 {
+        tracing::warn!(
+            directory = %directory.display(),
+            files = foreign,
+            "what lies in the journal's directory and is none of its files is left alone"
+        );
     }
     for id in raw {
         let path = id.path(directory, Form::Raw);
         match found.entry(id) {
-            Entry::Occupied(_) => fs::remove_file(&path).map_err(at(&path))?,
-            Entry::Vacant(none) => {
-                if cut_torn(&path)? {
+            Entry::Occupied(_) => leftovers.push(path),
+            Entry::Vacant(none) => match cut_torn(&path) {
+                Ok(true) => {
                     none.insert(Form::Raw);
                 }
-            }
+                Ok(false) => leftovers.push(path),
+                Err(error) => {
+                    tracing::error!("{error}");
+                    none.insert(Form::Raw);
+                }
+            },
         }
     }
-    let mut bytes = 0;
-    for (id, form) in &found {
-        let path = id.path(directory, *form);
-        bytes += fs::metadata(&path).map_err(at(&path))?.len();
+    for path in leftovers {
+        if let Err(error) = fs::remove_file(&path).map_err(at(&path)) {
+            tracing::error!("what a crash has left cannot be removed: {error}");
+        }
     }
+    let length = |(id, form): (&SegmentId, &Form)| {
+        fs::metadata(id.path(directory, *form)).map_or(0, |metadata| metadata.len())
+    };
+    let bytes = found.iter().map(length).sum();
     sync_directory(directory)?;
     Ok((found, bytes))
 }
 
-/// Cuts off what is behind the last whole record. A segment without any is removed; then it gives `false`.
+/// Cuts off what is behind the last whole record: what the writer had not written when it was ended. Gives
+/// `false` for a segment that has nothing else.
+///
+/// Damage has whole records behind it, or is not what a writer leaves: that is not cut.
 fn cut_torn(path: &Path) -> Result<bool, Error> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(at(path))?;
+    let file = File::open(path).map_err(at(path))?;
     let length = file.metadata().map_err(at(path))?.len();
-    let mut records = Records::new(BufReader::with_capacity(BUFFER_BYTES, &file));
-    let torn = loop {
+    let mut records = Records::new(&file);
+    let end = loop {
         match records.next() {
             Ok(_) => {}
-            Err(End::Clean) => break false,
-            Err(End::Torn) => break true,
-            Err(End::Failed(error)) => return Err(at(path)(error)),
+            Err(end) => break end,
         }
     };
-    let whole = records.bytes;
-    if whole == 0 {
-        fs::remove_file(path).map_err(at(path))?;
-        return Ok(false);
+    let whole = records.whole;
+    match end {
+        End::Failed(error) => return Err(at(path)(error)),
+        End::Torn(bytes) if !records.gave_up() && (whole > 0 || is_cut_short(path)?) => {
+            tracing::warn!(
+                segment = %path.display(),
+                bytes,
+                "the end of the journal was cut off where a record was not whole"
+            );
+        }
+        _ => return Ok(length > 0),
     }
-    if torn {
-        tracing::warn!(
-            segment = %path.display(),
-            bytes = length - whole,
-            "the end of the journal was cut off where a record was not whole"
-        );
-        file.set_len(whole).map_err(at(path))?;
-        file.sync_all().map_err(at(path))?;
+    if whole > 0 {
+        OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|file| {
+                file.set_len(whole)?;
+                file.sync_all()
+            })
+            .map_err(at(path))?;
     }
-    Ok(true)
+    Ok(whole > 0)
+}
+
+/// Whether a segment without a whole record is what a crash leaves of its first: its beginning, or the room
+/// for it.
+fn is_cut_short(path: &Path) -> Result<bool, Error> {
+    let read = || {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let mut head = Vec::new();
+        (&file)
+            .take(codec::HEAD_BYTES as u64)
+            .read_to_end(&mut head)?;
+        if codec::is_beginning(&head, length) {
+            return Ok(true);
+        }
+        let mut chunk = vec![0; BUFFER_BYTES];
+        let mut is_zero = head.iter().all(|byte| *byte == 0);
+        while is_zero {
+            let read = file.read(&mut chunk)?;
+            if read == 0 {
+                break;
+            }
+            is_zero = chunk.iter().take(read).all(|byte| *byte == 0);
+        }
+        Ok(is_zero)
+    };
+    read().map_err(at(path))
 }
 
 /// Opens a closed segment to be read.
@@ -188,11 +240,8 @@ pub(crate) fn read(
     let path = id.path(directory, form);
     let file = File::open(&path).map_err(at(&path))?;
     let from: Box<dyn Read> = match form {
-        Form::Raw => Box::new(BufReader::with_capacity(BUFFER_BYTES, file)),
-        Form::Compressed => Box::new(BufReader::with_capacity(
-            BUFFER_BYTES,
-            zstd::Decoder::new(file).map_err(at(&path))?,
-        )),
+        Form::Raw => Box::new(file),
+        Form::Compressed => Box::new(zstd::Decoder::new(file).map_err(at(&path))?),
     };
     Ok(Records::new(from))
 }
@@ -225,6 +274,13 @@ impl Rewriter {
         self.to.write_all(bytes).map_err(at(&self.path))
     }
 
+    /// Takes it back, as far as that goes: nobody looks at what is left, and the next one replaces it.
+    pub(crate) fn discard(self) {
+        if let Err(error) = fs::remove_file(&self.path).map_err(at(&self.path)) {
+            tracing::error!("what was written of a segment cannot be removed: {error}");
+        }
+    }
+
     /// Puts it in the place of both forms; gives its bytes. Durable once the directory is synced.
     pub(crate) fn finish(self, directory: &Path, id: SegmentId, old: Form) -> Result<u64, Error> {
         let Self { path, to } = self;
@@ -240,7 +296,11 @@ impl Rewriter {
             }
             Ok(length)
         };
-        finish().map_err(at(&path))
+        finish().map_err(|error| {
+            // Nobody looks at what is left, and the next one replaces it.
+            let _ = fs::remove_file(&path);
+            at(&path)(error)
+        })
     }
 }
 
@@ -256,17 +316,19 @@ mod tests {
                 let id = SegmentId { hour, part };
                 let path = id.path(directory, form);
                 let name = path.file_name().unwrap().to_str().unwrap();
-                assert_eq!(SegmentId::parse(name), Some((id, form)));
+                assert_eq!(SegmentId::parse(name), Some((id, form.suffix())));
             }
         }
         for other in [
             "",
             "x.log",
-            "1-2.tmp",
             "1.log",
-            "1-2.log.zst",
             "-.log",
             "1-b.zst",
+            "1-2.log",
+            "+780272000-0001.log",
+            "1780272000-+001.log",
+            "1780272000-00001.log",
         ] {
             assert_eq!(SegmentId::parse(other), None, "{other}");
         }

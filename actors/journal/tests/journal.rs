@@ -8,7 +8,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,10 @@ impl Desk {
     }
 
     async fn erase(&self, subject: Subject) -> ErasedRecords {
-        let erase = EraseJournal { subject };
+        let erase = EraseJournal {
+            subject,
+            until: None,
+        };
         self.journal.erase.send(erase).await.unwrap().unwrap()
     }
 
@@ -111,12 +114,16 @@ impl Desk {
     }
 
     async fn restart(&mut self) {
+        self.stop().await;
+        self.journal = open(&self.config, &self.clock);
+    }
+
+    async fn stop(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
         let farewell = Duration::ZERO;
         let drain = Drain { deadline, farewell };
         let drained = self.journal.drain.send(drain).await.unwrap();
         assert_eq!(drained.abandoned, 0);
-        self.journal = open(&self.config, &self.clock);
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -421,7 +428,7 @@ async fn a_torn_end_is_cut_off_and_the_rest_is_kept() {
     let open = desk.files();
     assert_eq!(open.len(), 1);
     let whole = fs::read(&open[0]).unwrap();
-    desk.restart().await;
+    desk.stop().await;
     for cut in [1, 7, 8, 9, 40] {
         for path in desk.files() {
             fs::remove_file(path).unwrap();
@@ -462,25 +469,320 @@ async fn leftovers_of_a_crash_count_for_nothing() {
     assert_eq!(desk.files(), [compressed.as_path()]);
 }
 
+/// Where the text begins.
+fn place(bytes: &[u8], text: &str) -> usize {
+    bytes
+        .windows(text.len())
+        .position(|window| window == text.as_bytes())
+        .unwrap()
+}
+
+/// A file in whose place nothing can be opened, whoever asks.
+fn hide(path: &Path) {
+    fs::rename(path, hidden(path)).unwrap();
+    symlink(path, path).unwrap();
+}
+
+fn show(path: &Path) {
+    fs::remove_file(path).unwrap();
+    fs::rename(hidden(path), path).unwrap();
+}
+
+fn hidden(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    path.parent().unwrap().with_file_name(name)
+}
+
 #[actix::test]
-async fn a_damaged_segment_is_told_of_and_erased_with_anybody() {
+async fn what_lies_behind_damage_is_kept_and_what_is_damaged_goes() {
+    let people = ["ada", "bob", "eve", "fay"];
+    for spoilt in 0..3 {
+        let mut desk = Desk::start(|_| {});
+        desk.send(people.iter().zip(1..).map(|(name, n)| registered(name, n)));
+        desk.sync().await;
+        let path = desk.files().remove(0);
+        let mut whole = fs::read(&path).unwrap();
+        desk.stop().await;
+        // The localpart stays legible.
+        let at = place(&whole, &format!("{}@", people[spoilt])) + 6;
+        whole[at] ^= 0x10;
+        fs::write(&path, &whole).unwrap();
+        desk.restart().await;
+        for (n, name) in people.iter().enumerate() {
+            let lines = if n == spoilt { 0 } else { 1 };
+            assert_eq!(desk.events(of(name)).await.len(), lines, "{name}");
+        }
+        assert!(desk.counter("journal_segments_damaged_total").await > 0);
+        let left = bytes(&desk.config.path);
+        for (n, name) in people.iter().enumerate() {
+            let is_there = contains(&left, &format!("{name}@"));
+            assert_eq!(is_there, n != spoilt, "{name}");
+        }
+    }
+}
+
+#[actix::test]
+async fn a_bad_block_costs_what_lies_in_it() {
+    let mut desk = Desk::start(|_| {});
+    desk.send((0..400).map(|_| registered("ada", 1)));
+    desk.sync().await;
+    let path = desk.files().remove(0);
+    let mut whole = fs::read(&path).unwrap();
+    desk.stop().await;
+    let record = whole.len() / 400;
+    whole[8_192..12_288].fill(0);
+    // And an end that was cut short.
+    whole.truncate(whole.len() - 1);
+    fs::write(&path, &whole).unwrap();
+    desk.restart().await;
+    let left = desk.events(of("ada")).await.len();
+    assert_eq!(left, 399 - (12_288_usize.div_ceil(record) - 8_192 / record));
+    let page = desk.page(of("ada"), 10_000).await;
+    assert_eq!(page.unreadable, 0, "nothing of it is left");
+}
+
+#[actix::test]
+async fn a_segment_without_a_whole_record_is_told_of_until_it_goes() {
+    let garbage = b"ada@chat.example, and whatever else the disk has made of it";
+    let mut desk = Desk::start(|_| {});
+    for is_erased in [true, false] {
+        let path = desk.config.path.join(format!("{NOW}-0001.log"));
+        fs::write(&path, garbage).unwrap();
+        desk.restart().await;
+        let page = desk.page(of("ada"), 10).await;
+        assert_eq!((page.lines.len(), page.unreadable), (0, 1));
+        assert!(desk.counter("journal_segments_damaged_total").await > 0);
+        assert_eq!(desk.sweep(10).await, SweptOutdated::default());
+        assert_eq!(fs::read(&path).unwrap(), garbage, "it was not asked for");
+        if is_erased {
+            let erased = desk.erase(of("bob")).await;
+            assert_eq!((erased.dropped, erased.unreached), (1, 0));
+        } else {
+            desk.at(NOW + 14 * DAY);
+            assert_eq!(desk.sweep(10).await.removed, 1);
+        }
+        assert!(desk.files().is_empty());
+        assert_eq!(desk.page(of("ada"), 10).await.unreadable, 0);
+    }
+}
+
+#[actix::test]
+async fn what_a_crash_leaves_of_a_first_record_goes() {
     let mut desk = Desk::start(|_| {});
     desk.send([registered("ada", 1)]);
-    desk.send((0..200).map(|_| pushed(2)));
-    assert_eq!(desk.events(of("ada")).await, ["registered"]);
+    desk.sync().await;
+    let path = desk.files().remove(0);
+    let whole = fs::read(&path).unwrap();
+    desk.stop().await;
+    for left in [&[][..], &whole[..5], &whole[..20], &[0; 20_000]] {
+        fs::write(&path, left).unwrap();
+        desk.restart().await;
+        let page = desk.page(of("ada"), 10).await;
+        assert_eq!((page.lines.len(), page.unreadable), (0, 0));
+        assert!(desk.files().is_empty());
+        assert_eq!(desk.counter("journal_segments_damaged_total").await, 0);
+    }
+}
+
+/// Three segments: ada's registration, pushes to it, and bob's.
+async fn three_hours() -> (Desk, Vec<PathBuf>) {
+    let desk = Desk::start(|_| {});
+    for (hour, event) in (0..).zip([registered("ada", 1), pushed(1), registered("bob", 2)]) {
+        desk.at(NOW + hour * HOUR);
+        desk.send([event]);
+        desk.sync().await;
+    }
+    assert_eq!(desk.events(of("ada")).await, ["registered", "pushed"]);
+    let files = desk.files();
+    assert_eq!(files.len(), 3);
+    (desk, files)
+}
+
+#[actix::test]
+async fn a_segment_that_cannot_be_read_keeps_nothing_from_the_others() {
+    for restarts in [false, true] {
+        let (mut desk, files) = three_hours().await;
+        hide(&files[1]);
+        if restarts {
+            desk.restart().await;
+        }
+        let page = desk.page(of("ada"), 10).await;
+        assert_eq!((page.lines.len(), page.unreadable), (1, 1));
+        assert_eq!(desk.events(of("bob")).await, ["registered"]);
+        let erased = desk.erase(of("ada")).await;
+        let expected = ErasedRecords {
+            records: 1,
+            segments: 1,
+            dropped: 0,
+            unreached: 1,
+        };
+        assert_eq!(erased, expected);
+        assert!(!files[0].exists() && files[2].exists());
+        // What is still there is reached later, by what led to it.
+        show(&files[1]);
+        let subject = Subject {
+            registrations: vec![key(1)],
+            ..of("ada")
+        };
+        let erased = desk.erase(subject).await;
+        assert_eq!((erased.records, erased.unreached), (1, 0));
+        assert_eq!(desk.files(), [files[2].as_path()]);
+        // Its time comes all the same.
+        hide(&files[2]);
+        desk.at(NOW + 15 * DAY);
+        assert_eq!(desk.sweep(10).await.removed, 1);
+        assert!(desk.files().is_empty());
+    }
+}
+
+/// What leads to the rest of a person's records may be in what could not be read.
+#[actix::test]
+async fn a_segment_that_could_not_be_searched_leaves_an_erasure_open() {
+    let (desk, files) = three_hours().await;
+    hide(&files[0]);
+    let erased = desk.erase(of("ada")).await;
+    assert_eq!((erased.records, erased.unreached), (0, 1));
+    show(&files[0]);
+    let erased = desk.erase(of("ada")).await;
+    assert_eq!((erased.records, erased.unreached), (2, 0));
+    assert_eq!(desk.files(), [files[2].as_path()]);
+}
+
+#[actix::test]
+async fn a_segment_that_was_open_and_cannot_be_read_stops_no_start() {
+    let mut desk = Desk::start(|_| {});
+    desk.send([registered("ada", 1)]);
+    desk.sync().await;
+    let path = desk.files().remove(0);
+    let whole = fs::read(&path).unwrap();
+    desk.stop().await;
+    let next = desk.config.path.join(format!("{}-0001.log", NOW - HOUR));
+    fs::write(&next, &whole).unwrap();
+    hide(&next);
+    desk.restart().await;
+    let page = desk.page(of("ada"), 10).await;
+    assert_eq!((page.lines.len(), page.unreadable), (1, 1));
+    show(&next);
+    assert_eq!(desk.sweep(10).await, SweptOutdated::default());
+    assert!(next.with_extension("zst").exists() && !next.exists());
+    assert_eq!(desk.events(of("ada")).await.len(), 2);
+}
+
+#[actix::test]
+async fn of_a_damaged_segment_an_erasure_keeps_what_can_be_read() {
+    let mut desk = Desk::start(|_| {});
+    let random = |n: u32| {
+        let text = format!("{n:08x}").repeat(8);
+        let mixed: String = (0..64)
+            .map(|_| char::from(b"0123456789abcdef"[fastrand::usize(..16)]))
+            .collect();
+        JournalEvent::Ended(Box::new(EndedEvent {
+            registration: key(2),
+            account: Some(account("bob")),
+            account_key: AccountKey([2; 16]),
+            service: Domain::new("push.example"),
+            app: AppId::new("app"),
+            node: NodeId::new(&text).unwrap(),
+            device_token: DeviceToken::parse(&mixed).unwrap(),
+            cause: EndCause::Idle,
+        }))
+    };
+    desk.send([registered("ada", 1)]);
+    desk.send((0..9_000).map(random));
+    desk.send([registered("ada", 1)]);
+    assert_eq!(desk.events(of("ada")).await.len(), 2);
     let path = desk.files().remove(0);
     let bytes = fs::read(&path).unwrap();
-    fs::write(&path, &bytes[..bytes.len() - 30]).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     desk.restart().await;
-    desk.events(of("ada")).await;
-    assert!(desk.counter("journal_segments_damaged_total").await > 0);
-    desk.erase(of("ada")).await;
+    let page = desk.page(of("ada"), 10).await;
+    assert_eq!((page.lines.len(), page.unreadable), (1, 1));
+    let kept = desk.page(of("bob"), 10_000).await.lines.len();
+    assert!((1_000..9_000).contains(&kept), "{kept}");
+    let erased = desk.erase(of("ada")).await;
+    let expected = ErasedRecords {
+        records: 1,
+        segments: 1,
+        dropped: 1,
+        unreached: 0,
+    };
+    assert_eq!(erased, expected);
     let damaged = desk.counter("journal_segments_damaged_total").await;
     assert_eq!(desk.events(of("ada")).await, [""; 0]);
+    let page = desk.page(of("bob"), 10_000).await;
+    assert_eq!((page.lines.len(), page.unreadable), (kept, 0));
     assert_eq!(
         desk.counter("journal_segments_damaged_total").await,
         damaged
     );
+    // One of which nothing is left.
+    fs::write(&path, []).unwrap();
+    assert_eq!(desk.page(of("bob"), 10).await.unreadable, 1);
+    assert_eq!(desk.erase(of("ada")).await.dropped, 1);
+    assert!(desk.files().is_empty());
+}
+
+#[actix::test]
+async fn what_came_after_an_erasure_that_is_finished_late_stays() {
+    let (desk, files) = three_hours().await;
+    hide(&files[0]);
+    let late = NOW + 2 * HOUR;
+    assert_eq!(desk.erase(of("ada")).await.unreached, 1);
+    // Back at once, and for longer.
+    desk.send([registered("ada", 3)]);
+    desk.at(late + HOUR);
+    desk.send([pushed(3), registered("ada", 4)]);
+    desk.sync().await;
+    show(&files[0]);
+    let erase = EraseJournal {
+        subject: of("ada"),
+        until: Some(UnixSeconds(late)),
+    };
+    let erased = desk.journal.erase.send(erase).await.unwrap().unwrap();
+    assert_eq!((erased.records, erased.unreached), (3, 0));
+    // Nor is what comes of it passed over.
+    desk.send([pushed(3), pushed(4)]);
+    let subject = Subject {
+        registrations: vec![key(3)],
+        ..of("ada")
+    };
+    assert_eq!(
+        desk.events(subject).await,
+        ["pushed", "registered", "pushed", "pushed"]
+    );
+}
+
+#[actix::test]
+async fn what_is_none_of_the_journals_files_is_left_alone() {
+    let (mut desk, _) = three_hours().await;
+    let there = desk.files().len();
+    let own = desk.config.path.join(format!("{NOW}-0009.tmp"));
+    fs::write(&own, "half").unwrap();
+    for name in [
+        "notes",
+        "notes.tmp",
+        "1-2.log",
+        "+780272000-0001.zst",
+        "x-1.log",
+    ] {
+        fs::write(desk.config.path.join(name), "foreign").unwrap();
+    }
+    for name in [
+        "lost+found",
+        "old.tmp",
+        "1780272000-0007.log",
+        "1780272000-0008.zst",
+    ] {
+        fs::create_dir(desk.config.path.join(name)).unwrap();
+    }
+    desk.restart().await;
+    assert!(!own.exists());
+    let page = desk.page(of("ada"), 10).await;
+    assert_eq!((page.lines.len(), page.unreadable), (2, 0));
+    assert_eq!(desk.erase(of("ada")).await.unreached, 0);
+    desk.at(NOW + 15 * DAY);
+    assert_eq!(desk.sweep(10).await.removed, there as u64 - 2);
+    assert_eq!(desk.files().len(), 9);
 }
 
 #[actix::test]

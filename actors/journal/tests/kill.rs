@@ -119,7 +119,10 @@ async fn live(directory: &Path, first: u32) {
                 account: Some(account(person)),
                 ..Subject::default()
             };
-            let erase = EraseJournal { subject };
+            let erase = EraseJournal {
+                subject,
+                until: None,
+            };
             journal.erase.send(erase).await.unwrap().unwrap();
             println!("erased {person}");
         }

@@ -312,6 +312,9 @@ pub struct JournalPage {
     pub lines: Vec<JournalLine>,
     /// Where to go on; `None` after the last page.
     pub next: Option<JournalCursor>,
+    /// Segments between this page's beginning and its end that are there and could not be read, or not
+    /// whole. What they have of the subject is missing.
+    pub unreadable: u64,
 }
 
 /// One record as it is shown: to the person it is about, or as JSON.
@@ -326,12 +329,15 @@ pub struct JournalLine {
 }
 
 /// Removes all records of a subject, also those that its records lead to ([`Subject`]). Answered once none of
-/// them is in any file, and none can come back.
+/// them is in any file, but for those that are counted as unreached, and none can come back.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<ErasedRecords, JournalError>")]
 pub struct EraseJournal {
     /// Whose.
     pub subject: Subject,
+    /// Records that were made later stay: whose data was erased then may have come back since. `None`
+    /// removes all.
+    pub until: Option<UnixSeconds>,
 }
 
 /// What an erasure removed.
@@ -341,6 +347,11 @@ pub struct ErasedRecords {
     pub records: u64,
     /// Segments that were rewritten.
     pub segments: u64,
+    /// Segments of these that were damaged. What could not be read of them is gone, whoever it was about.
+    pub dropped: u64,
+    /// Segments that could not be read or rewritten: what they have of the subject is still there, and may
+    /// lead to more. The same request may reach them later.
+    pub unreached: u64,
 }
 
 /// Writes entries down and makes them durable, and with them all that was sent before by the same sender.

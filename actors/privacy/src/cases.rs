@@ -290,9 +290,17 @@ impl Cases {
         }
     }
 
-    /// Takes a person whose data was erased out of all cases.
-    pub(crate) fn forget(&mut self, is_person: impl Fn(&Person) -> bool, now: UnixSeconds) {
+    /// Takes a person whose data was erased out of all cases, or of those that were opened until then.
+    pub(crate) fn forget(
+        &mut self,
+        is_person: impl Fn(&Person) -> bool,
+        until: Option<UnixSeconds>,
+        now: UnixSeconds,
+    ) {
         for case in &mut self.cases {
+            if until.is_some_and(|until| case.opened_at > until && case.opened_at <= now) {
+                continue;
+            }
             let person = match &case.state {
                 State::Open(open) => Person::Account(open.account.clone()),
                 State::Confirmed { person, .. } => person.clone(),
@@ -757,7 +765,7 @@ mod tests {
     fn an_erasure_takes_the_person_out_of_all_cases() {
         let mut desk = Desk::open();
         let ada = Person::Account(jid("ada@chat.example"));
-        desk.cases.forget(|person| *person == ada, NOW);
+        desk.cases.forget(|person| *person == ada, None, NOW);
         assert_eq!(desk.state(), "erased");
     }
 }

@@ -4,11 +4,17 @@
 //! of the journal may be found by nothing but the key of a registration that is gone from the store. It names
 //! the person as open cases do, since the journal finds accounts by their JID, and goes with the last removal.
 
-use messages::{CaseId, DeviceToken, Proof, RegistrationDetails, RegistrationKey, redacted_debug};
+use messages::{
+    CaseId, DeviceToken, Proof, RegistrationDetails, RegistrationKey, UnixSeconds, redacted_debug,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{Person, StoredPerson, proof_of};
 use crate::hex;
+
+/// How long a push may still be on its way whose registration is gone; the longest that APNs' pool tries is
+/// minutes.
+const ECHO_SECONDS: u64 = 30 * 60;
 
 /// See the module.
 #[derive(Clone)]
@@ -22,6 +28,8 @@ pub(crate) struct Debt {
     pub(crate) device_tokens: Vec<DeviceToken>,
     /// Whether the store is done: what is registered later is none of this erasure's.
     pub(crate) is_unregistered: bool,
+    /// Since when; `None` also for one that an older version has left.
+    unregistered_at: Option<UnixSeconds>,
     /// How often it began in this process. What began anew is not done when an earlier attempt is.
     begun: u64,
 }
@@ -37,8 +45,22 @@ impl Debt {
             registrations: Vec::new(),
             device_tokens: Vec::new(),
             is_unregistered: false,
+            unregistered_at: None,
             begun: 0,
         }
+    }
+
+    /// Notes that the store is done.
+    pub(crate) const fn unregister(&mut self, now: UnixSeconds) {
+        self.is_unregistered = true;
+        self.unregistered_at = Some(now);
+    }
+
+    /// Until when journal and cases may be told something of what this erases. What they are told later is of
+    /// one who has come back.
+    pub(crate) fn told_until(&self) -> Option<UnixSeconds> {
+        let at = self.unregistered_at?;
+        Some(UnixSeconds(at.0.saturating_add(ECHO_SECONDS)))
     }
 
     /// Adds what belongs to the person.
@@ -67,6 +89,7 @@ impl Debt {
         self.case = debt.case;
         self.proof = debt.proof;
         self.is_unregistered = false;
+        self.unregistered_at = None;
         self.begun += 1;
     }
 
@@ -102,6 +125,8 @@ pub(crate) struct StoredDebt {
     registrations: Vec<String>,
     device_tokens: Vec<String>,
     is_unregistered: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unregistered_at: Option<u64>,
 }
 
 impl StoredDebt {
@@ -121,6 +146,7 @@ impl StoredDebt {
                 .map(|token| token.as_str().to_owned())
                 .collect(),
             is_unregistered: debt.is_unregistered,
+            unregistered_at: debt.unregistered_at.map(|at| at.0),
         }
     }
 
@@ -144,6 +170,7 @@ impl StoredDebt {
             registrations: registrations?,
             device_tokens: device_tokens?,
             is_unregistered: self.is_unregistered,
+            unregistered_at: self.unregistered_at.map(UnixSeconds),
             begun: 0,
         })
     }

@@ -43,6 +43,11 @@ const SYNC_LIMIT: Duration = Duration::from_secs(10);
 const PAGE_LINES: u32 = 1_000;
 /// Lines that a person is shown by a command; an operator can export all.
 const COMMAND_LINES_MAX: usize = 5_000;
+/// Time between two attempts at erasures that could not be finished. What keeps them is a matter for the
+/// operator, and each reads all of the journal.
+const RETRY_SECONDS: u64 = 60 * 60;
+/// Erasures that one attempt finds it cannot finish before it leaves the rest to the next.
+const RETRIES_MAX: usize = 4;
 /// Bytes of each half of a stage: servers take stanzas of 64 kB from clients, and some less.
 const PIECE_BYTES_MAX: usize = 12_288;
 
@@ -160,6 +165,7 @@ fn read_cases(config: &Config) -> Result<Option<Cases>, Error> {
 /// Starts the desk on the current arbiter.
 #[must_use]
 pub fn start(prepared: Prepared, clock: Clock, edges: Edges) -> Handles {
+    let clock_now = clock.now();
     let core = Rc::new(Core {
         config: prepared.config,
         facts: prepared.facts,
@@ -172,6 +178,9 @@ pub fn start(prepared: Prepared, clock: Clock, edges: Edges) -> Handles {
         sessions: RefCell::default(),
         limits: RefCell::default(),
         posts: RefCell::default(),
+        paying: Cell::new(0),
+        paid_at: Cell::new(clock_now),
+        unpaid: Cell::new(0),
         working: Cell::new(0),
         idle: Notify::new(),
         counters: Counters::default(),
@@ -215,6 +224,12 @@ struct Core {
     limits: RefCell<Limits>,
     /// Who sends messages.
     posts: RefCell<Vec<Recipient<SendMessage>>>,
+    /// Erasures that are at work.
+    paying: Cell<usize>,
+    /// When what is owed was last gone through.
+    paid_at: Cell<UnixSeconds>,
+    /// Attempts at what is owed that have failed: where among the debts the next begins.
+    unpaid: Cell<usize>,
     /// Requests that are being answered.
     working: Cell<usize>,
     idle: Notify,
@@ -289,21 +304,42 @@ struct Erased {
     registrations: usize,
     /// None where no journal is kept.
     records: Option<u64>,
+    /// Damaged files of the journal, of which what could not be read is gone.
+    dropped: u64,
+    /// Files of the journal that could not be read or written.
+    unreached: u64,
 }
 
 impl Erased {
     fn lines(&self) -> Vec<String> {
-        vec![
+        let mut lines = vec![
             format!("Registrations erased: {}", self.registrations),
             match self.records {
                 Some(records) => format!("Lines of the journal erased: {records}"),
                 None => "No journal is kept.".to_owned(),
             },
+        ];
+        if self.dropped > 0 {
+            lines.push(format!(
+                "Damaged files of the journal: {}. What could not be read of them is erased, whoever it was \
+                 about.",
+                self.dropped
+            ));
+        }
+        if self.unreached > 0 {
+            lines.push(format!(
+                "NOT ERASED YET: {} files of the journal could not be read or written. The running service \
+                 tries again every hour; what it cannot reach goes when the time of these files is over.",
+                self.unreached
+            ));
+        }
+        lines.extend([
             "Tokens that Apple called dead are not kept, so there was nothing of that.".to_owned(),
             "What cannot be erased here: your XMPP server keeps node and secret until your app ends push \
              there, and Apple keeps what it was told."
                 .to_owned(),
-        ]
+        ]);
+        lines
     }
 }
 
@@ -395,6 +431,7 @@ impl Core {
         let details = self.registrations(person).await?;
         let mut journal = Vec::new();
         let mut journal_is_cut = false;
+        let mut journal_unreadable = 0;
         if let Some(edges) = &self.edges.journal {
             let registrations = details.iter().map(|one| one.registration);
             let mut subject = self.subject(person, registrations).await?;
@@ -407,6 +444,7 @@ impl Core {
                 };
                 let page = edges.read.send(read).timeout(READ_LIMIT).await??;
                 journal.extend(page.lines.iter().map(Line::of));
+                journal_unreadable += page.unreadable;
                 if page.next.is_none() {
                     break;
                 }
@@ -440,14 +478,15 @@ impl Core {
             registrations: details.iter().map(Registration::of).collect(),
             journal,
             journal_is_cut,
+            journal_unreadable,
             cases,
             limits,
             processing: self.facts.clone(),
         })
     }
 
-    /// Erases what is held on a person. Noted on disk before anything goes, so that it is finished by the
-    /// next start if it is cut short.
+    /// Erases what is held on a person. Noted on disk before anything goes, so that it is finished later if
+    /// it is cut short or something cannot be reached.
     async fn erase(
         &self,
         person: &Person,
@@ -460,68 +499,138 @@ impl Core {
         self.pay(debt).await
     }
 
-    /// Does what an erasure has left: registrations first, so that nothing more is journalled on them.
-    async fn pay(&self, mut debt: Debt) -> Result<Erased, Failure> {
+    /// Does what an erasure has left.
+    async fn pay(&self, debt: Debt) -> Result<Erased, Failure> {
+        self.paying.set(self.paying.get() + 1);
+        let paid = self.pay_in_order(debt).await;
+        self.paying.set(self.paying.get() - 1);
+        paid
+    }
+
+    /// Registrations first, so that nothing more is journalled on them.
+    async fn pay_in_order(&self, mut debt: Debt) -> Result<Erased, Failure> {
         if !debt.is_unregistered {
             let erase = EraseRegistrations {
                 claim: claim_of(&debt.person),
             };
             // As long as it takes: it is answered when the bytes are gone.
             debt.add(&self.edges.erase.send(erase).await??);
-            debt.is_unregistered = true;
+            debt.unregister(self.now());
             self.change(|cases| cases.proceed(&debt)).await?;
         }
-        let records = match &self.edges.journal {
+        let until = debt.told_until();
+        let journal = match &self.edges.journal {
             Some(journal) => {
                 let registrations = debt.registrations.iter().copied();
                 let subject = self.subject(&debt.person, registrations).await?;
-                let erased = journal.erase.send(EraseJournal { subject }).await??;
-                Some(erased.records)
+                Some(
+                    journal
+                        .erase
+                        .send(EraseJournal { subject, until })
+                        .await??,
+                )
             }
             None => None,
         };
+        let erased = Erased {
+            registrations: debt.registrations.len(),
+            records: journal.map(|journal| journal.records),
+            dropped: journal.map_or(0, |journal| journal.dropped),
+            unreached: journal.map_or(0, |journal| journal.unreached),
+        };
+        let is_done = erased.unreached == 0;
         let now = self.now();
         // Whoever has asked about the same device by its token or secret asks about what is gone.
         self.change(|cases| {
-            cases.forget(|known| debt.concerns(known), now);
-            cases.settle(&debt);
+            cases.forget(|known| debt.concerns(known), until, now);
+            if is_done {
+                cases.settle(&debt);
+            }
         })
         .await?;
-        if let Person::Account(account) = &debt.person {
+        if let Person::Account(account) = &debt.person
+            && until.is_none_or(|until| until >= now)
+        {
             self.sessions.borrow_mut().forget(account);
         }
-        count(&self.counters.erasures);
-        let registrations = debt.registrations.len();
-        self.record(JournalEvent::Erased(Box::new(ErasedEvent {
-            case: debt.case.clone(),
-            proof: debt.proof,
-            registrations: registrations as u64,
-            records: records.unwrap_or_default(),
-        })))
-        .await;
-        tracing::info!(
-            registrations,
-            records,
-            proof = debt.proof.as_str(),
-            "erased what was held on a person"
-        );
-        Ok(Erased {
-            registrations,
-            records,
-        })
+        let records = erased.records.unwrap_or_default();
+        if is_done || records > 0 {
+            self.record(JournalEvent::Erased(Box::new(ErasedEvent {
+                case: debt.case.clone(),
+                proof: debt.proof,
+                registrations: erased.registrations as u64,
+                records,
+            })))
+            .await;
+        }
+        if is_done {
+            count(&self.counters.erasures);
+            tracing::info!(
+                registrations = erased.registrations,
+                records = erased.records,
+                dropped = erased.dropped,
+                proof = debt.proof.as_str(),
+                "erased what was held on a person"
+            );
+        } else {
+            self.failed();
+            tracing::error!(
+                files = erased.unreached,
+                "an erasure did not reach all files of the journal: it stays owed and is tried again every hour"
+            );
+        }
+        Ok(erased)
     }
 
-    /// Finishes the erasures that an earlier process has left, one after the other.
+    /// Whether it is time to go through what is owed.
+    fn is_due(&self, now: UnixSeconds) -> bool {
+        let since = now.0.checked_sub(self.paid_at.get().0);
+        // Nothing is while something is erased: it is owed as well.
+        !self.cases.borrow().debts().is_empty()
+            && self.paying.get() == 0
+            && since.is_none_or(|since| since >= RETRY_SECONDS)
+    }
+
+    /// Goes on with the erasures that are owed, one after the other. It ends early where some cannot be
+    /// finished; the next time begins behind these.
     async fn pay_all(&self) {
-        let debts = self.cases.borrow().debts().to_vec();
+        // Also between one and the next.
+        self.paying.set(self.paying.get() + 1);
+        let mut debts = self.cases.borrow().debts().to_vec();
+        let begin = self.unpaid.get() % debts.len().max(1);
+        debts.rotate_left(begin);
+        let mut left = RETRIES_MAX;
         for debt in debts {
-            if self.pay(debt).await.is_err() {
-                self.failed();
-                tracing::error!(
-                    "an erasure that was cut short could not be finished, the next start tries again"
-                );
+            // As it is by now; what has begun anew meanwhile is not for us.
+            let known = self
+                .cases
+                .borrow()
+                .debts()
+                .iter()
+                .find(|one| one.is_same(&debt))
+                .cloned();
+            let Some(debt) = known else {
+                continue;
+            };
+            let is_done = match self.pay(debt).await {
+                Ok(erased) => erased.unreached == 0,
+                Err(_) => {
+                    self.failed();
+                    tracing::error!(
+                        "an erasure that was cut short could not be finished, it is tried again every hour"
+                    );
+                    false
+                }
+            };
+            if !is_done {
+                self.unpaid.set(self.unpaid.get().wrapping_add(1));
+                left -= 1;
+                if left == 0 {
+                    break;
+                }
             }
         }
+        self.paying.set(self.paying.get() - 1);
     }
 
     async fn confirm(&self, confirm: ConfirmCase) -> Option<String> {
@@ -664,6 +773,11 @@ impl Handler<SweepOutdated> for Desk {
     type Result = ResponseFuture<Result<SweptOutdated, SweepError>>;
 
     fn handle(&mut self, sweep: SweepOutdated, _: &mut Self::Context) -> Self::Result {
+        if self.core.is_due(sweep.now) {
+            self.core.paid_at.set(sweep.now);
+            // Goes on by itself, as at the start: the sweep does not wait for it.
+            drop(self.work(async |core: &Core| core.pay_all().await));
+        }
         let swept = self.work(async move |core: &Core| core.sweep(sweep.now).await);
         Box::pin(async { swept.await.unwrap_or(Err(SweepError::Failed)) })
     }
@@ -700,6 +814,10 @@ impl Handler<Probe> for Desk {
                 ("privacy_messages_refused_total", counters.refusals.get()),
                 ("privacy_accesses_total", counters.accesses.get()),
                 ("privacy_erasures_total", counters.erasures.get()),
+                (
+                    "privacy_erasures_owed",
+                    self.core.cases.borrow().debts().len() as u64,
+                ),
                 ("privacy_commands_limited_total", counters.limited.get()),
                 ("privacy_failures_total", counters.failures.get()),
             ],

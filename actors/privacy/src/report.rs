@@ -27,6 +27,9 @@ pub struct Report {
     pub journal: Vec<Line>,
     /// Whether the journal says more than is shown.
     pub journal_is_cut: bool,
+    /// Files of the journal that could not be read, or not whole, so that what they say is missing here.
+    #[serde(default)]
+    pub journal_unreadable: u64,
     /// Cases in which the person is named.
     pub cases: Vec<CaseEntry>,
     /// What is counted about the person.
@@ -211,10 +214,24 @@ impl CaseEntry {
 }
 
 impl Report {
-    /// Whether nothing is held.
+    /// Whether nothing is held, as far as all could be read.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.registrations.is_empty() && self.journal.is_empty() && self.cases.is_empty()
+        self.registrations.is_empty()
+            && self.journal.is_empty()
+            && self.journal_unreadable == 0
+            && self.cases.is_empty()
+    }
+
+    /// What is missing, in words.
+    fn unreadable(&self) -> Option<String> {
+        (self.journal_unreadable > 0).then(|| {
+            format!(
+                "Files of the journal that could not be read, or not whole: {}. They may say more; they are \
+                 deleted when their time is over, as all files of the journal are.",
+                self.journal_unreadable
+            )
+        })
     }
 
     /// As JSON.
@@ -248,6 +265,7 @@ impl Report {
         if self.journal_is_cut {
             lines.push("  There are more, which your operator can export.".to_owned());
         }
+        lines.extend(self.unreadable().map(|missing| format!("  {missing}")));
         lines.push(format!("Cases: {}", self.cases.len()));
         for case in &self.cases {
             lines.push(format!(
@@ -312,6 +330,9 @@ impl Report {
         body += &html::table(&["when", "what", "details"], &lines);
         if self.journal_is_cut {
             body += "<p>The journal has more lines than one report shows.</p>\n";
+        }
+        if let Some(missing) = self.unreadable() {
+            body += &format!("<p>{}</p>\n", html::escape(&missing));
         }
         body += &format!("<h2>Cases: {}</h2>\n", self.cases.len());
         let cases: Vec<_> = self

@@ -14,7 +14,7 @@ use messages::{
     AccountKey, AppId, BareJid, Claim, Clock, CommandAction, CommandError, CommandStage,
     CommandStatus, ConfirmCase, DescribeRegistrations, DeviceToken, Domain, Drain, EraseJournal,
     EraseRegistrations, ErasedRecords, FindAccountKeys, FindRegistration, JournalCursor,
-    JournalError, JournalEvent, JournalLine, JournalPage, NodeId, PrivacyCommand, Proof,
+    JournalError, JournalEvent, JournalLine, JournalPage, NodeId, PrivacyCommand, Probe, Proof,
     ReadJournal, RegistrationDetails, RegistrationKey, RotateKeys, RunPrivacyCommand,
     SweepOutdated, SyncJournal, UnixMillis, UnixSeconds,
 };
@@ -24,7 +24,8 @@ use privacy::{Config, Facts};
 use tempfile::TempDir;
 
 const START: UnixSeconds = UnixSeconds(1_780_272_000);
-const DAY: u64 = 86_400;
+const HOUR: u64 = 3_600;
+const DAY: u64 = 24 * HOUR;
 const NODE: &str = "6A1B0C1E-0000-4000-8000-000000000001";
 
 /// Stands at the edges: one registration of ada's, some lines of the journal, and a record of all that came.
@@ -39,8 +40,14 @@ struct Contents {
     erased: Vec<Claim>,
     journal: Vec<JournalEvent>,
     subjects: Vec<messages::Subject>,
+    /// Until when each erasure of the journal was meant to reach.
+    untils: Vec<Option<UnixSeconds>>,
     /// Whether the journal's files fail.
     is_stuck: bool,
+    /// Files of the journal that cannot be read; they have one line each that is not in `lines`.
+    unreadable: u64,
+    /// Damaged ones.
+    damaged: u64,
 }
 
 struct Behind(Held);
@@ -139,9 +146,12 @@ behind!(EraseJournal, |erase, contents| {
         let records = contents.lines as u64;
         contents.lines = 0;
         contents.subjects.push(erase.subject);
+        contents.untils.push(erase.until);
         Ok(ErasedRecords {
             records,
             segments: 1,
+            dropped: std::mem::take(&mut contents.damaged),
+            unreached: contents.unreadable,
         })
     }
 });
@@ -163,6 +173,12 @@ behind!(ReadJournal, |read, contents| {
             part: 0,
             records: end as u64,
         }),
+        // Those of the last page, say.
+        unreadable: if end < contents.lines {
+            0
+        } else {
+            contents.unreadable
+        },
     })
 });
 
@@ -299,6 +315,43 @@ impl Rig {
         }
     }
 
+    /// What retention asks at that time.
+    async fn sweep(&self, seconds: u64) {
+        self.after(seconds);
+        let sweep = SweepOutdated {
+            now: self.clock.now(),
+            limit: 1_000,
+        };
+        self.send(&self.desk.sweep, sweep).await.unwrap();
+        self.settle().await;
+    }
+
+    /// Waits for what the desk is doing by itself.
+    async fn settle(&self) {
+        let drain = Drain {
+            deadline: std::time::Instant::now() + std::time::Duration::from_secs(60),
+            farewell: std::time::Duration::ZERO,
+        };
+        let drained = self.send(&self.desk.drain, drain).await;
+        assert_eq!(drained.abandoned, 0);
+    }
+
+    async fn counter(&self, name: &str) -> u64 {
+        let health = self.send(&self.desk.probe, Probe).await;
+        let found = health.counters.iter().find(|(known, _)| *known == name);
+        found.unwrap().1
+    }
+
+    /// Erases ada's data by her own command; gives what she is told.
+    async fn erase_own(&self) -> Result<CommandStage, CommandError> {
+        let erase = PrivacyCommand::Erase;
+        let asked = self
+            .command(ada(), erase, None, CommandAction::Execute)
+            .await?;
+        self.command(ada(), erase, Some(&asked.session), CommandAction::Complete)
+            .await
+    }
+
     fn holds(&self, needle: &str) -> bool {
         let path = self.directory.path().join("privacy").join("cases.json");
         let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -349,6 +402,148 @@ async fn an_erasure_that_was_cut_short_is_finished_by_the_next_start() {
     for left in ["owed", "ada@", token().as_str()] {
         assert!(!rig.holds(left), "{left}");
     }
+}
+
+#[actix_rt::test]
+async fn an_erasure_that_failed_is_finished_without_a_start() {
+    let rig = Rig::start(3);
+    rig.held.0.lock().unwrap().is_stuck = true;
+    assert_eq!(rig.erase_own().await.err(), Some(CommandError::Failed));
+    assert_eq!(rig.counter("privacy_erasures_owed").await, 1);
+    {
+        let mut contents = rig.held.0.lock().unwrap();
+        contents.is_stuck = false;
+        // She has come back.
+        contents.registered = true;
+    }
+    // Not at every sweep: each attempt reads all of the journal.
+    rig.sweep(HOUR - 1).await;
+    assert!(rig.holds("owed"));
+    rig.sweep(HOUR).await;
+    assert!(!rig.holds("owed"));
+    assert_eq!(rig.counter("privacy_erasures_owed").await, 0);
+    let contents = rig.held.0.lock().unwrap();
+    assert_eq!((contents.lines, contents.erased.len()), (0, 1));
+    assert_eq!(
+        contents.subjects.last().unwrap().registrations,
+        [RegistrationKey([7; 16])]
+    );
+}
+
+#[actix_rt::test]
+async fn an_erasure_says_what_it_did_not_reach_and_goes_on_until_it_does() {
+    let mut rig = Rig::start(3);
+    let (case, code) = rig.open().await;
+    rig.say(ada(), &code).await.unwrap();
+    rig.held.0.lock().unwrap().unreadable = 2;
+    let report = rig.export(&case, None).await.unwrap();
+    assert_eq!((report.journal.len(), report.journal_unreadable), (3, 2));
+    let missing = "could not be read, or not whole: 2.";
+    assert!(report.lines().join("\n").contains(missing));
+    assert!(report.html().contains(missing) && report.json().contains("\"journal_unreadable\": 2"));
+    rig.held.0.lock().unwrap().damaged = 1;
+    let erase = Request::Erase {
+        case,
+        override_reason: None,
+    };
+    let Answer::Erased { lines } = rig.ask(erase).await.unwrap() else {
+        panic!("not erased");
+    };
+    let text = lines.join("\n");
+    assert!(text.contains("NOT ERASED YET: 2 files"), "{text}");
+    assert!(text.contains("Damaged files of the journal: 1"), "{text}");
+    assert!(rig.holds("owed") && rig.holds("ada@"));
+    assert_eq!(rig.counter("privacy_erasures_total").await, 0);
+    // Started again, or an hour later, it is no better; and she is back, and asks.
+    rig.restart();
+    rig.settle().await;
+    rig.after(HOUR - 1);
+    let (case, code) = rig.open().await;
+    rig.sweep(HOUR).await;
+    assert!(rig.holds("owed"));
+    rig.held.0.lock().unwrap().unreadable = 0;
+    rig.sweep(2 * HOUR - 1).await;
+    assert!(rig.holds("owed"));
+    rig.sweep(2 * HOUR).await;
+    assert!(!rig.holds("owed"));
+    assert_eq!(rig.counter("privacy_erasures_total").await, 1);
+    rig.sweep(3 * HOUR).await;
+    {
+        let contents = rig.held.0.lock().unwrap();
+        // What the journal tells of her since is not what was to be erased.
+        let until = Some(UnixSeconds(START.0 + HOUR / 2));
+        assert_eq!(contents.untils, [until; 4]);
+        assert_eq!(contents.erased.len(), 1);
+        let erased = contents.journal.iter().filter_map(|event| match event {
+            JournalEvent::Erased(erased) => Some(erased.records),
+            _ => None,
+        });
+        assert_eq!(erased.collect::<Vec<_>>(), [3, 0], "once, and at the end");
+    }
+    let confirmed = rig.say(ada(), &code).await.unwrap();
+    assert!(confirmed.contains("is confirmed"), "{confirmed}");
+    rig.export(&case, None).await.unwrap();
+}
+
+#[actix_rt::test]
+async fn who_erases_alone_is_told_what_is_left() {
+    let rig = Rig::start(3);
+    rig.held.0.lock().unwrap().unreadable = 1;
+    let told = rig.erase_own().await.unwrap();
+    assert_eq!(told.status, CommandStatus::Completed);
+    assert!(
+        told.note
+            .unwrap()
+            .contains("but for what could not be reached")
+    );
+    let text = told.fields[0].lines.join("\n");
+    assert!(text.contains("NOT ERASED YET: 1 files"), "{text}");
+    // Asked again, what is left is reached.
+    rig.held.0.lock().unwrap().unreadable = 0;
+    let told = rig.erase_own().await.unwrap();
+    assert_eq!(
+        told.note.as_deref(),
+        Some("What was held on your account is erased.")
+    );
+    assert!(!rig.holds("owed"));
+}
+
+/// A journal that stays stuck is not read for each of many persons in one go, and nobody waits for ever.
+#[actix_rt::test]
+async fn attempts_at_what_is_owed_have_a_bound_and_everybody_gets_their_turn() {
+    let rig = Rig::start(0);
+    rig.held.0.lock().unwrap().unreadable = 1;
+    let nth = |n: u8| DeviceToken::parse(&format!("{n:02x}").repeat(32)).unwrap();
+    for n in 0..6 {
+        let request = Request::OpenByToken {
+            token: nth(n).as_str().to_owned(),
+        };
+        let Answer::OpenedProven { case, .. } = rig.ask(request).await.unwrap() else {
+            panic!("not opened");
+        };
+        let erase = Request::Erase {
+            case,
+            override_reason: None,
+        };
+        rig.ask(erase).await.unwrap();
+    }
+    assert_eq!(rig.counter("privacy_erasures_owed").await, 6);
+    let tried = |from: usize| {
+        let contents = rig.held.0.lock().unwrap();
+        let subjects = contents.subjects[from..].iter();
+        subjects
+            .map(|subject| (0..6).position(|n| subject.device_tokens == [nth(n)]))
+            .collect::<Option<Vec<_>>>()
+            .unwrap()
+    };
+    rig.sweep(HOUR).await;
+    assert_eq!(tried(6), [0, 1, 2, 3]);
+    rig.sweep(2 * HOUR).await;
+    assert_eq!(tried(10), [4, 5, 0, 1]);
+    rig.held.0.lock().unwrap().unreadable = 0;
+    rig.sweep(3 * HOUR).await;
+    assert_eq!(tried(14).len(), 6);
+    assert_eq!(rig.counter("privacy_erasures_owed").await, 0);
 }
 
 #[actix_rt::test]

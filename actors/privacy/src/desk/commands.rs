@@ -209,12 +209,18 @@ impl Core {
         self.sessions.borrow_mut().end(&name);
         let person = Person::Account(account);
         let erased = self.erase(&person, None, Proof::SelfService).await?;
+        let summary = if erased.unreached == 0 {
+            "What was held on your account is erased."
+        } else {
+            "What was held on your account is erased, but for what could not be reached yet. That is tried \
+             again every hour."
+        };
         Ok(CommandStage {
             session: name,
             status: CommandStatus::Completed,
-            note: Some("What was held on your account is erased.".to_owned()),
+            note: Some(summary.to_owned()),
             title: "Erase my data".to_owned(),
-            instructions: "What was held on your account is erased.".to_owned(),
+            instructions: summary.to_owned(),
             fields: vec![CommandField {
                 name: "data",
                 label: "What was erased",
