@@ -13,11 +13,12 @@
     reason = "tests fail by panicking"
 )]
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use actix::{Actor, Handler};
@@ -221,6 +222,7 @@ impl Rig {
                 registration: RegistrationKey(u128::from(number).to_be_bytes()),
                 app: AppId::new(app),
                 device_token: device(number),
+                acceptance: None,
                 domain: Domain::new(domain),
                 hint: NotificationHint {
                     message_count: None,
@@ -663,9 +665,20 @@ async fn a_broken_key_is_its_own_apps_trouble() {
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Log {
+thread_local! {
+    static LOG: RefCell<Option<Log>> = const { RefCell::new(None) };
+}
+
+/// Writes to the log of the thread it is used on, if there is one.
+struct ToThread;
+
+impl Write for ToThread {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(text);
+        LOG.with_borrow(|log| {
+            if let Some(Log(kept)) = log {
+                kept.lock().unwrap().extend(text);
+            }
+        });
         Ok(text.len())
     }
 
@@ -674,16 +687,29 @@ impl Write for Log {
     }
 }
 
+struct Kept;
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        LOG.set(None);
+    }
+}
+
 impl Log {
-    /// Begins to keep it, until the guard is dropped.
-    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
+    /// Begins to keep it, until the guard is dropped. One subscriber is for all threads: one for each would leave
+    /// it to chance whether what other tests have logged before is heard.
+    fn start() -> (Self, Kept) {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            let subscriber = tracing_subscriber::fmt()
+                .with_ansi(false)
+                .with_writer(|| ToThread)
+                .finish();
+            tracing::subscriber::set_global_default(subscriber).unwrap();
+        });
         let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
+        LOG.set(Some(log.clone()));
+        (log, Kept)
     }
 
     /// The first line of an error.

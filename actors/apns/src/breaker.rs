@@ -15,19 +15,26 @@ const REFUSALS_MAX: u32 = 3;
 /// The first pause; each try that follows makes the next one twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
-/// The longest pause of an app in doubt: the owner of many names shall not keep others waiting for long.
+/// The longest pause between the tries of one owner for an app in doubt.
 const DOUBT_MAX: Duration = Duration::from_secs(4);
+
+/// So many owners may try in one such pause. Where there are more each has its turn in so many pauses that there is
+/// one left for the next: whoever has many names shall not keep the others waiting.
+const OWNERS_PER_PAUSE: u32 = 16;
+
+/// Who has not tried for so long although it might have is not counted among them any more.
+const ABSENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Until so many tries have failed pushes wait for the next one. Then they are answered: whoever publishes
 /// shall learn what is wrong, and not that it will be sent.
 const PATIENCE: u32 = 3;
 
-/// So many pushes of one family may wait between two tries, and so many in all: the queue is of all apps that
-/// share a key.
+/// So many pushes of one family may wait in a pause, and so many in all: the queue is of all apps that share a
+/// key.
 const FAMILY_WAITS_MAX: u32 = 256;
 const WAITS_MAX: u32 = 1_024;
 
-/// Of so many families it is known how often they have tried; what comes above counts as one that has.
+/// Of so many families it is known when they have tried; those above come last.
 const FAMILIES_MAX: usize = 1_024;
 
 /// Closed: everything passes. Open: nothing does for a while, then one push at a time may try. Shared by
@@ -47,16 +54,21 @@ struct State {
 
 struct Open {
     cause: Cause,
-    /// Whether device tokens were doubted, whatever else came since.
-    doubted: bool,
     retry_at: Instant,
     pause: Duration,
     tries: u32,
-    /// How often the pushes of each family have tried.
-    tried: HashMap<Family, u32>,
-    /// How many wait since the last try, of each family and in all.
+    tried: HashMap<Family, Tried>,
+    /// How many wait in this pause, of each family and in all.
     waits: HashMap<Family, u32>,
     waiting: u32,
+    waits_until: Instant,
+}
+
+/// What one owner's pushes have tried.
+#[derive(Clone, Copy)]
+struct Tried {
+    times: u32,
+    again_at: Instant,
 }
 
 /// Why an app is stopped.
@@ -92,8 +104,67 @@ pub(crate) enum Admission {
 }
 
 impl Open {
+    /// For an app that APNs refuses: one push tries per pause, whosever it is.
+    fn admit(&mut self, family: Family, now: Instant, pause_max: Duration) -> Admission {
+        if now >= self.retry_at {
+            self.retry_at = now + self.pause;
+            self.pause = (self.pause * 2).min(pause_max);
+            self.tries = self.tries.saturating_add(1);
+            return Admission::Go;
+        }
+        self.hold(family, self.tries < PATIENCE, self.retry_at, now)
+    }
+
+    /// For an app in doubt: one push of each owner tries per pause. Whoever fills the queue with made-up tokens
+    /// gets no more of them than anybody else.
+    fn admit_doubted(&mut self, family: Family, now: Instant, pause_max: Duration) -> Admission {
+        let longest = pause_max.min(DOUBT_MAX);
+        let pause = self.pause.min(longest);
+        let known = self.tried.get(&family).copied();
+        if known.is_none() && self.tried.len() >= FAMILIES_MAX {
+            self.tried.retain(|_, tried| tried.again_at > now);
+        }
+        let has_place = known.is_some() || self.tried.len() < FAMILIES_MAX;
+        let due = match known {
+            Some(tried) => tried.again_at.max(self.retry_at),
+            None if has_place => self.retry_at,
+            None => self.retry_at + pause,
+        };
+        let times = known.map_or(0, |known| known.times);
+        if now >= due {
+            self.retry_at = now + pause / OWNERS_PER_PAUSE;
+            self.pause = self.pause.max((pause * 2).min(longest));
+            self.tries = self.tries.saturating_add(1);
+            if has_place {
+                self.tried
+                    .retain(|_, tried| tried.again_at + ABSENCE_MAX > now);
+                let owners = u32::try_from(self.tried.len()).unwrap_or(u32::MAX);
+                let tried = Tried {
+                    times: times.saturating_add(1),
+                    again_at: now + pause * (owners / OWNERS_PER_PAUSE + 1),
+                };
+                self.tried.insert(family, tried);
+            }
+            return Admission::Go;
+        }
+        self.hold(family, times < PATIENCE, due, now)
+    }
+
+    fn hold(&mut self, family: Family, waits: bool, due: Instant, now: Instant) -> Admission {
+        match waits && self.has_room(family, now) {
+            // Not all of them at the same time.
+            true => Admission::Wait(due + self.pause.min(DOUBT_MAX).mul_f64(fastrand::f64())),
+            false => Admission::Refuse,
+        }
+    }
+
     /// Whether one more may wait; counts it.
-    fn has_room(&mut self, family: Family) -> bool {
+    fn has_room(&mut self, family: Family, now: Instant) -> bool {
+        if now >= self.waits_until {
+            self.waits.clear();
+            self.waiting = 0;
+            self.waits_until = now + self.pause;
+        }
         let waits = self.waits.get(&family).copied().unwrap_or_default();
         let room = self.waiting < WAITS_MAX && waits < FAMILY_WAITS_MAX;
         if room {
@@ -130,37 +201,10 @@ impl Breaker {
             return Admission::Go;
         };
         let family = Family::from(domain);
-        let mut due = open.retry_at;
-        let mut waits = open.tries < PATIENCE;
-        if open.cause == Cause::Doubted {
-            if proven() {
-                return Admission::Go;
-            }
-            // Whoever fills the queue with made-up tokens does not get each try.
-            let unknown = u32::from(open.tried.len() >= FAMILIES_MAX);
-            let tried = open.tried.get(&family).copied().unwrap_or(unknown);
-            due += open.pause.saturating_mul(tried);
-            waits |= tried == 0;
-        }
-        if now >= due {
-            open.retry_at = now + open.pause;
-            let max = match open.cause {
-                Cause::Refused => self.pause_max,
-                Cause::Doubted => self.pause_max.min(DOUBT_MAX),
-            };
-            open.pause = (open.pause * 2).min(max);
-            open.tries = open.tries.saturating_add(1);
-            open.waits.clear();
-            open.waiting = 0;
-            if open.tried.len() < FAMILIES_MAX || open.tried.contains_key(&family) {
-                *open.tried.entry(family).or_default() += 1;
-            }
-            return Admission::Go;
-        }
-        match waits && open.has_room(family) {
-            // Not all of them at the same time.
-            true => Admission::Wait(due + open.pause.mul_f64(fastrand::f64())),
-            false => Admission::Refuse,
+        match open.cause {
+            Cause::Refused => open.admit(family, now, self.pause_max),
+            Cause::Doubted if proven() => Admission::Go,
+            Cause::Doubted => open.admit_doubted(family, now, self.pause_max),
         }
     }
 
@@ -183,19 +227,18 @@ impl Breaker {
     }
 
     /// APNs judged a device token: it knows key, certificate and topic. So what it refused them for is over,
-    /// whoever's device token that was.
-    pub(crate) fn recognised(&self) {
+    /// whoever's device token that was; whether any is good is not known.
+    pub(crate) fn recognised(&self, now: Instant) {
         if !self.touched.load(Ordering::Relaxed) {
             return;
         }
         let mut state = self.state();
-        state.refusals = 0;
-        match &mut state.open {
-            Some(open) if open.cause == Cause::Refused && open.doubted => {
-                open.cause = Cause::Doubted;
-            }
-            Some(open) if open.cause == Cause::Refused => state.open = None,
-            _ => {}
+        // That there were refusals stays: one more, before anything is taken, and it is stopped again.
+        if let Some(open) = &mut state.open
+            && open.cause == Cause::Refused
+        {
+            open.cause = Cause::Doubted;
+            open.retry_at = now;
         }
     }
 
@@ -210,25 +253,23 @@ impl Breaker {
 
     /// Answers of pushes that were in flight come when it is open already.
     fn open(&self, state: &mut State, cause: Cause, now: Instant) {
-        let doubted = cause == Cause::Doubted;
         match &mut state.open {
-            Some(open) => {
-                open.doubted |= doubted;
-                if !doubted {
-                    open.cause = cause;
-                }
+            Some(open) if cause == Cause::Refused && open.cause == Cause::Doubted => {
+                open.cause = cause;
+                open.retry_at = now + open.pause;
             }
+            Some(_) => {}
             None => {
                 let first = PAUSE_MIN.min(self.pause_max);
                 state.open = Some(Open {
                     cause,
-                    doubted,
                     retry_at: now + first,
                     pause: (first * 2).min(self.pause_max),
                     tries: 0,
                     tried: HashMap::new(),
                     waits: HashMap::new(),
                     waiting: 0,
+                    waits_until: now + first,
                 });
             }
         }
@@ -325,24 +366,39 @@ mod tests {
         }
     }
 
+    /// Its tries are no more than four seconds apart, for however long nothing is taken.
     #[test]
-    fn who_has_failed_leaves_the_next_try_to_others() {
+    fn the_only_owner_there_is_keeps_trying() {
+        let f = Fixture::new();
+        f.breaker.doubted(f.at(0));
+        let mut tries = Vec::new();
+        for second in 0..86_400 {
+            if f.asks("a.test", false, second * 1_000) == Go {
+                f.breaker.doubted(f.at(second * 1_000));
+                tries.push(second);
+            }
+        }
+        let widest = tries.windows(2).map(|pair| pair[1] - pair[0]).max();
+        assert_eq!((tries[0], widest), (1, Some(4)));
+    }
+
+    #[test]
+    fn who_has_tried_waits_for_a_pause_and_others_do_not() {
         let f = Fixture::new();
         f.breaker.doubted(f.at(0));
         f.waits("evil.test", 499);
         f.is("evil.test", 500, Go);
-        f.waits("evil.test", 1_500);
-        f.waits("more.evil.test", 3_499);
-        f.is("more.evil.test", 3_500, Go);
-        // The next one is due after two seconds, and for names that have tried twice after eight more.
-        f.waits("evil.test", 5_500);
-        f.waits("chat.good.test", 5_499);
-        f.is("chat.good.test", 5_500, Go);
-        f.is("chat.good.test", 5_500, Refuse);
-        f.is("evil.test", 5_500, Refuse);
-        f.waits("other.org", 5_500);
-        f.breaker.close();
+        f.waits("more.evil.test", 600);
+        f.waits("chat.good.test", 561);
+        f.is("chat.good.test", 563, Go);
+        f.waits("evil.test", 1_499);
+        f.is("more.evil.test", 1_500, Go);
         f.is("evil.test", 5_500, Go);
+        // By now it is certain for this one.
+        f.is("evil.test", 5_501, Refuse);
+        f.waits("other.org", 5_501);
+        f.breaker.close();
+        f.is("evil.test", 5_501, Go);
     }
 
     #[test]
@@ -362,56 +418,68 @@ mod tests {
     #[test]
     fn a_judged_device_token_ends_the_refusal_of_a_key() {
         let f = Fixture::new();
-        f.breaker.recognised();
-        for _ in 0..REFUSALS_MAX - 1 {
-            f.breaker.refused(f.at(0));
-        }
-        f.breaker.recognised();
+        f.breaker.recognised(f.at(0));
         for _ in 0..REFUSALS_MAX {
             f.is("good.org", 0, Go);
             f.breaker.refused(f.at(0));
         }
-        f.waits("good.org", 0);
+        assert!(matches!(f.asks("good.org", true, 0), Wait(_)));
         f.is("evil.test", 500, Go);
-        f.breaker.recognised();
+        f.breaker.recognised(f.at(500));
+        assert_eq!(f.asks("good.org", true, 500), Go);
+        assert_eq!(f.asks("good.org", true, 500), Go);
         f.is("good.org", 500, Go);
-        f.is("good.org", 500, Go);
+        f.breaker.close();
+        f.is("evil.test", 501, Go);
     }
 
+    /// Where made-up device tokens are judged before the key, whoever pushes them cannot have the app go on.
     #[test]
-    fn doubts_outlast_the_refusal_of_a_key() {
+    fn a_key_that_is_really_refused_is_not_tried_more_often_for_it() {
         let f = Fixture::new();
-        f.breaker.doubted(f.at(0));
-        f.is("evil.test", 500, Go);
-        for _ in 0..REFUSALS_MAX {
-            f.breaker.refused(f.at(500));
+        let mut asked = 0;
+        for millis in 0..60_000 {
+            if f.asks("evil.test", false, millis) == Go {
+                f.breaker.recognised(f.at(millis));
+            }
+            if f.asks("good.org", true, millis) == Go {
+                asked += 1;
+                f.breaker.refused(f.at(millis));
+            }
         }
-        assert!(matches!(f.asks("a.test", true, 500), Wait(_)));
-        f.breaker.recognised();
-        assert_eq!(f.asks("a.test", true, 500), Go);
-        // Who has tried before is still known.
-        f.waits("evil.test", 1_500);
-        f.is("good.org", 1_500, Go);
-        f.breaker.recognised();
-        f.waits("other.org", 1_501);
+        assert!(asked < 40, "{asked}");
     }
 
     /// However many names there are that push what somebody made up, and however much.
     #[test]
-    fn names_that_have_tried_least_go_first() {
+    fn one_more_name_is_soon_admitted() {
         let f = Fixture::new();
         f.breaker.doubted(f.at(0));
         let mut tries = 0;
         let first = (0..60_000).find(|millis| {
-            for name in 0..10 {
+            for name in 0..40 {
                 let admission = f.asks(&format!("evil{name}.test"), false, *millis);
                 tries += u32::from(admission == Go);
             }
             *millis > 20_000 && f.asks("good.org", false, *millis) == Go
         });
-        // It comes when all of the others have tried, and has the next one.
-        assert!(first.is_some_and(|millis| millis < 45_000), "{first:?}");
-        assert_eq!(tries, 10);
+        assert!(first.is_some_and(|millis| millis < 25_000), "{first:?}");
+        assert!(tries < 100, "{tries}");
+    }
+
+    #[test]
+    fn names_without_end_take_no_room_without_end() {
+        let f = Fixture::new();
+        f.breaker.doubted(f.at(0));
+        for round in 1..10_000 {
+            f.asks(&format!("evil{round}.test"), false, round * 250);
+        }
+        let known = f.breaker.state().open.as_ref().map(|open| open.tried.len());
+        assert!(
+            known.is_some_and(|known| known <= FAMILIES_MAX),
+            "{known:?}"
+        );
+        f.is("good.org", 2_500_000, Go);
     }
 
     #[test]

@@ -60,11 +60,13 @@ pub(crate) struct Mark(u64);
 struct Window {
     streak: u64,
     since: Instant,
+    /// How many halves there were before this one.
+    turn: u64,
     current: Tally,
     previous: Tally,
     last_success: Option<Instant>,
-    /// Device tokens that APNs took.
-    proven: Lately<()>,
+    /// Device tokens that APNs took, with the half in which they were counted last.
+    proven: Lately<u64>,
     /// Device tokens that it refused as bad, each time since it took them last.
     suspects: Lately<Suspect>,
 }
@@ -74,6 +76,8 @@ struct Suspect {
     first: Instant,
     last: Instant,
     times: u32,
+    /// The half in which it was counted last.
+    turn: u64,
 }
 
 impl Suspect {
@@ -83,6 +87,7 @@ impl Suspect {
     }
 }
 
+/// Device tokens, each once: a busy one says no more of the configuration than any other.
 #[derive(Clone, Copy, Default)]
 struct Tally {
     successes: u64,
@@ -100,6 +105,7 @@ impl TokenGuard {
             window: Mutex::new(Window {
                 streak: 0,
                 since: now,
+                turn: 0,
                 current: Tally::default(),
                 previous: Tally::default(),
                 last_success: None,
@@ -118,9 +124,12 @@ impl TokenGuard {
     pub(crate) fn accepted(&self, mark: Mark, now: Instant) {
         self.with_current(now, |window| {
             window.streak = 0;
-            window.current.successes += 1;
             window.last_success = Some(now);
-            window.proven.renew(mark.0, ());
+            let turn = window.turn;
+            if window.proven.get(mark.0) != Some(&turn) {
+                window.current.successes += 1;
+                window.proven.insert(mark.0, turn);
+            }
             if self.suspecting.load(Ordering::Relaxed) {
                 window.suspects.remove(mark.0);
                 let suspecting = !window.suspects.is_empty();
@@ -129,21 +138,24 @@ impl TokenGuard {
         });
     }
 
-    /// Counts a suspicious verdict and says whose fault it is.
-    pub(crate) fn suspect(&self, mark: Mark, now: Instant) -> Suspicion {
+    /// Counts a suspicious verdict and says whose fault it is. `accepted` says whether the store knows that APNs
+    /// has taken the device token before.
+    pub(crate) fn suspect(&self, mark: Mark, accepted: bool, now: Instant) -> Suspicion {
         self.with_current(now, |window| {
             window.streak += 1;
-            window.current.suspects += 1;
             let known = window.suspects.get(mark.0).copied();
+            let is_counted = known.is_some_and(|known| known.turn == window.turn);
+            window.current.suspects += u64::from(!is_counted);
             let suspect = Suspect {
                 first: known.map_or(now, |known| known.first),
                 last: now,
                 times: known.map_or(1, |known| known.times.saturating_add(1)),
+                turn: window.turn,
             };
             window.suspects.insert(mark.0, suspect);
             self.suspecting.store(true, Ordering::Relaxed);
             let again = now.saturating_duration_since(suspect.first) >= SUSPENSION;
-            let proven = window.proven.get(mark.0).is_some();
+            let proven = accepted || window.proven.get(mark.0).is_some();
             let successes = window.current.successes + window.previous.successes;
             let suspects = window.current.suspects + window.previous.suspects;
             if successes > 0 && suspects * 100 <= self.share_max_percent * (successes + suspects) {
@@ -187,6 +199,7 @@ impl TokenGuard {
             };
             window.current = Tally::default();
             window.since = now;
+            window.turn += 1;
         }
         act(&mut window)
     }
@@ -213,10 +226,10 @@ mod tests {
             if *accepted {
                 guard.accepted(Mark(number), at);
             } else {
-                guard.suspect(Mark(number), at);
+                guard.suspect(Mark(number), false, at);
             }
         }
-        let suspicion = guard.suspect(Mark(u64::MAX), start + Duration::from_secs(last));
+        let suspicion = guard.suspect(Mark(u64::MAX), false, start + Duration::from_secs(last));
         assert_eq!(suspicion == Suspicion::Token, trusted);
     }
 
@@ -238,6 +251,30 @@ mod tests {
         check(&long_ago, 4_001, true);
     }
 
+    /// However often they are pushed to, and in whichever half of the window.
+    #[test]
+    fn a_busy_device_does_not_speak_for_the_others() {
+        let start = Instant::now();
+        let guard = guard(start);
+        let unproven = Suspicion::Configuration { proven: false };
+        for second in 0..3_500 {
+            let at = start + Duration::from_secs(second);
+            guard.accepted(Mark(0), at);
+            if second % 50 == 0 {
+                assert_eq!(guard.suspect(Mark(1 + second), false, at), unproven);
+            }
+        }
+        let start = start + 10 * WINDOW;
+        for second in 0..1_000 {
+            let at = start + Duration::from_secs(second);
+            guard.suspect(Mark(u64::MAX), false, at);
+            guard.accepted(Mark(second % 4), at);
+        }
+        // One of five.
+        let at = start + Duration::from_secs(1_001);
+        assert_eq!(guard.suspect(Mark(u64::MAX), false, at), Suspicion::Token);
+    }
+
     /// How many refusals at these seconds after a success, if there was one, prove it.
     #[track_caller]
     fn check_proof(success: bool, second: u64, streak: Option<u64>) {
@@ -248,7 +285,7 @@ mod tests {
         }
         let at = start + Duration::from_secs(second);
         let proven = Suspicion::Configuration { proven: true };
-        let first = (1..=1_000).find(|number| guard.suspect(Mark(*number), at) == proven);
+        let first = (1..=1_000).find(|number| guard.suspect(Mark(*number), false, at) == proven);
         assert_eq!(first, streak);
     }
 
@@ -266,20 +303,22 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let guard = guard(start);
         let (old, new) = (Mark(1), Mark(2));
-        for _ in 0..100 {
-            guard.accepted(old, at(0));
+        guard.accepted(old, at(0));
+        for number in 100..200 {
+            guard.accepted(Mark(number), at(0));
         }
         assert!(guard.is_proven(old, at(0)) && !guard.is_proven(new, at(0)));
         let suspends = |mark, second| guard.suspends(|| mark, at(second));
-        assert_eq!(guard.suspect(new, at(1)), Suspicion::Token);
-        assert_eq!(guard.suspect(old, at(1)), Suspicion::Unsure);
+        assert_eq!(guard.suspect(new, false, at(1)), Suspicion::Token);
+        assert_eq!(guard.suspect(Mark(3), true, at(1)), Suspicion::Unsure);
+        assert_eq!(guard.suspect(old, false, at(1)), Suspicion::Unsure);
         assert!(!suspends(old, 1), "it may have been a whim");
-        assert_eq!(guard.suspect(old, at(2)), Suspicion::Unsure);
+        assert_eq!(guard.suspect(old, false, at(2)), Suspicion::Unsure);
         assert!(suspends(old, 2) && suspends(old, 301) && !suspends(old, 302));
-        assert_eq!(guard.suspect(old, at(302)), Suspicion::Token);
+        assert_eq!(guard.suspect(old, false, at(302)), Suspicion::Token);
         guard.accepted(old, at(303));
         assert!(!suspends(old, 303), "it lives");
-        assert_eq!(guard.suspect(old, at(304)), Suspicion::Unsure);
+        assert_eq!(guard.suspect(old, false, at(304)), Suspicion::Unsure);
     }
 
     #[test]

@@ -32,13 +32,6 @@ impl<V> Lately<V> {
         self.newer.insert(key, value);
     }
 
-    /// Makes it one of the newest, if it is not among them.
-    pub(crate) fn renew(&mut self, key: u64, value: V) {
-        if !self.newer.contains_key(&key) {
-            self.insert(key, value);
-        }
-    }
-
     pub(crate) fn remove(&mut self, key: u64) {
         self.newer.remove(&key);
         self.older.remove(&key);
@@ -69,16 +62,5 @@ mod tests {
         lately.remove(99);
         assert_eq!(lately.get(99), None);
         assert!(!lately.is_empty());
-    }
-
-    #[test]
-    fn what_is_renewed_stays() {
-        let mut lately = Lately::new(2);
-        lately.renew(1, ());
-        for key in 2..20 {
-            lately.insert(key, ());
-            lately.renew(1, ());
-            assert!(lately.get(1).is_some());
-        }
     }
 }

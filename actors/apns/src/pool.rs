@@ -196,6 +196,7 @@ impl Handler<DeliverBatch> for Pool {
                 claim,
                 registration: item.registration,
                 device_token: item.device_token,
+                acceptance: item.acceptance,
                 domain: item.domain,
                 app: Arc::clone(app),
                 class: Class::of(item.hint),

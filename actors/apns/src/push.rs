@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use messages::{Content, DeviceToken, Domain, PushOutcome, RegistrationKey, Rejection};
+use messages::{Acceptance, Content, DeviceToken, Domain, PushOutcome, RegistrationKey, Rejection};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -22,6 +22,8 @@ pub(crate) struct Push {
     pub(crate) registration: RegistrationKey,
     /// The device to wake.
     pub(crate) device_token: DeviceToken,
+    /// Where it was ever taken.
+    pub(crate) acceptance: Option<Acceptance>,
     /// The server that wants it.
     pub(crate) domain: Domain,
     /// The app it is for.
@@ -61,6 +63,11 @@ impl Push {
     /// What names its device token to the guard of its app.
     pub(crate) fn mark(&self) -> Mark {
         self.app.guard.mark(self.registration, &self.device_token)
+    }
+
+    /// Whether APNs has taken its device token before, as the store knows.
+    pub(crate) fn was_accepted(&self) -> bool {
+        self.acceptance == Some(self.app.acceptance)
     }
 }
 

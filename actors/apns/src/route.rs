@@ -153,7 +153,7 @@ impl Route {
                     .settle(PushOutcome::Rejected(Rejection::Unavailable));
                 continue;
             }
-            let proven = || app.guard.is_proven(push.mark(), now);
+            let proven = || push.was_accepted() || app.guard.is_proven(push.mark(), now);
             match app.breaker.admits(&push.domain, proven, now) {
                 Admission::Go => return Some(push),
                 Admission::Wait(until) if !self.draining.get() => waiting.pause(push, until),

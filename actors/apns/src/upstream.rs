@@ -1,12 +1,14 @@
 //! Everything that is known before the first push: keys, TLS, prepared requests, and what the lanes share.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
-use messages::{AppId, Clock, Disclosure, ErrorReason, SigningKeyId, UnixSeconds};
+use messages::{Acceptance, AppId, Clock, Disclosure, ErrorReason, SigningKeyId, UnixSeconds};
+use ring::digest::{SHA256, digest};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
@@ -69,6 +71,8 @@ pub(crate) struct App {
     pub(crate) id: AppId,
     /// Which of [`Upstreams::all`] it is sent to.
     pub(crate) upstream: usize,
+    /// What its successes prove.
+    pub(crate) acceptance: Acceptance,
     /// Decides whether a suspicious verdict is the token's fault.
     pub(crate) guard: TokenGuard,
     /// Stops the app while APNs refuses its configuration, or all of its device tokens.
@@ -288,6 +292,11 @@ impl Builder {
             return;
         };
         let authority = endpoint.authority.to_string();
+        let topic = match topics.as_deref() {
+            Some([topic, ..]) if app.topic.is_empty() => topic,
+            _ => &app.topic,
+        };
+        let acceptance = acceptance(&endpoint.host, app.environment.as_str(), topic);
         let shared = (authority, app.ca_file.clone(), proxy.clone(), identity);
         let upstream = *self.by_shared.entry(shared).or_insert_with(|| {
             self.upstreams.push(Arc::new(Upstream {
@@ -308,6 +317,7 @@ impl Builder {
             Arc::new(App {
                 id,
                 upstream,
+                acceptance,
                 guard: TokenGuard::new(
                     Duration::from_secs(config.token_guard_window_seconds),
                     config.token_guard_share_max_percent,
@@ -682,6 +692,20 @@ impl Endpoint {
             server_name,
         })
     }
+}
+
+/// The same in each process, since it is kept with registrations. That two are alike by chance is of no matter:
+/// it must only be rare.
+fn acceptance(host: &str, environment: &str, topic: &str) -> Acceptance {
+    let named = digest(
+        &SHA256,
+        format!("{host}\0{environment}\0{topic}").as_bytes(),
+    );
+    let number = named
+        .as_ref()
+        .first_chunk()
+        .map(|bytes| u32::from_be_bytes(*bytes));
+    Acceptance(number.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN))
 }
 
 #[cfg(test)]

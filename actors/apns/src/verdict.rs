@@ -48,7 +48,10 @@ impl Route {
         ledger.touch(Touch {
             registration: push.registration,
             at: self.lane.upstreams.clock().now(),
-            error: (class != Class::Accepted).then(|| reason.clone()),
+            verdict: match class {
+                Class::Accepted => Ok(push.app.acceptance),
+                _ => Err(reason.clone()),
+            },
         });
         if class != Class::Accepted {
             tracing::debug!(
@@ -68,13 +71,17 @@ impl Route {
                 Fate::Keep
             }
             Class::Dead => {
-                push.app.breaker.recognised();
+                push.app.breaker.recognised(now);
                 self.bury(push, reason, details.timestamp);
                 Fate::Keep
             }
             Class::Suspect => {
-                push.app.breaker.recognised();
-                match push.app.guard.suspect(push.mark(), now) {
+                push.app.breaker.recognised(now);
+                match push
+                    .app
+                    .guard
+                    .suspect(push.mark(), push.was_accepted(), now)
+                {
                     Suspicion::Token => self.bury(push, reason, None),
                     Suspicion::Unsure => reject(&push, Rejection::Unavailable),
                     Suspicion::Configuration { proven } => {

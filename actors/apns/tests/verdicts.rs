@@ -9,13 +9,17 @@
 
 mod world;
 
+use std::num::NonZeroU32;
+
 use apns::Config;
 use http::Response;
-use messages::{AppId, PushOutcome, Rejection, UnixMillis, UnixSeconds};
+use messages::{
+    Acceptance, AppId, NotificationHint, PushOutcome, Rejection, UnixMillis, UnixSeconds,
+};
 
 use world::{
-    NOW, Peer, ServerConnection, World, answer, answer_with, config, hand_out, header, next,
-    registration, token,
+    NOW, Peer, ServerConnection, World, answer, answer_with, config, hand_out, header, keep_open,
+    next, registration, token,
 };
 
 const UNAVAILABLE: PushOutcome = PushOutcome::Rejected(Rejection::Unavailable);
@@ -287,6 +291,52 @@ async fn bad_device_tokens_are_believed_only_beside_successes() {
     let told = world.rejected.take().await.items;
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].invalid_since, UnixMillis(NOW.0 - 3_600_000));
+    world.end().await;
+}
+
+/// What was known before a restart, and is not of an app with another topic.
+#[actix::test]
+async fn a_device_token_that_the_store_calls_good_passes_where_others_wait() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    let bad = (400, r#"{"reason":"BadDeviceToken"}"#);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    answer(next(&mut connection).await, 200, &[]);
+    assert_eq!(
+        world.outcome_while(&mut connection).await,
+        PushOutcome::Accepted
+    );
+    let here = world.accepted_at().await;
+    world.end().await;
+
+    let mut world = World::start(&config(), &peer);
+    world.deliver(1);
+    let mut connection = peer.accept_h2().await;
+    answer(next(&mut connection).await, bad.0, &[bad.1]);
+    assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    outcomes(&mut world, &mut connection, &[bad; 20]).await;
+    // The first two wait for their turn.
+    let hint = NotificationHint {
+        message_count: None,
+        has_body: true,
+    };
+    world.deliver_one(100, hint);
+    world.acceptance = Some(Acceptance(NonZeroU32::MIN));
+    world.deliver_one(101, hint);
+    world.acceptance = Some(here);
+    world.deliver_one(102, hint);
+    let asked = next(&mut connection).await;
+    let path = format!("/3/device/{}", token(102).as_str());
+    assert_eq!(asked.0.uri().path(), path);
+    // What it once took is not believed to be dead at the first word.
+    answer(asked, bad.0, &[bad.1]);
+    assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    for _ in 0..2 {
+        answer(next(&mut connection).await, bad.0, &[bad.1]);
+        assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
+    }
+    keep_open(connection);
     world.end().await;
 }
 

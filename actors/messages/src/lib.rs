@@ -46,8 +46,8 @@ pub use privacy::{
 };
 pub use provider_token::{Bearer, ProviderTokenRefused, SubscribeProviderToken, UseProviderToken};
 pub use push::{
-    Deliver, DeliverBatch, NotificationHint, Origin, OutcomeBatch, Publish, PublishBatch,
-    PushOutcome, PushTrace, Rejection, Ticket,
+    Acceptance, Deliver, DeliverBatch, NotificationHint, Origin, OutcomeBatch, Publish,
+    PublishBatch, PushOutcome, PushTrace, Rejection, Ticket,
 };
 pub use registration::{
     Dialect, Register, Registered, RegistryError, RemoveTokens, Removed, SweepCursor, SweepExpired,

@@ -1,5 +1,6 @@
 //! A push on its way: publish, delivery, outcome.
 
+use std::num::NonZeroU32;
 use std::time::Instant;
 
 use actix::{Message, Recipient};
@@ -83,6 +84,8 @@ pub struct Deliver {
     pub app: AppId,
     /// The device to wake.
     pub device_token: DeviceToken,
+    /// Where APNs has taken a push for that device token, if it ever did.
+    pub acceptance: Option<Acceptance>,
     /// See [`Publish::domain`].
     pub domain: Domain,
     /// What to make of it.
@@ -92,6 +95,11 @@ pub struct Deliver {
     /// What the journal is to be told with the outcome; `None` if it records no pushes.
     pub trace: Option<PushTrace>,
 }
+
+/// Where APNs took a push for a device token: stands for endpoint and topic, by which it is good or bad. With
+/// others of either it proves nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acceptance(pub NonZeroU32);
 
 /// What the journal says of a push beside its registration and its outcome.
 #[derive(Debug)]

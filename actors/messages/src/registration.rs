@@ -4,8 +4,8 @@ use actix::Message;
 use thiserror::Error;
 
 use crate::{
-    AppId, BareJid, DeviceToken, Domain, ErrorReason, NodeId, RegistrationKey, RejectedToken,
-    Secret, UnixSeconds,
+    Acceptance, AppId, BareJid, DeviceToken, Domain, ErrorReason, NodeId, RegistrationKey,
+    RejectedToken, Secret, UnixSeconds,
 };
 
 /// Registers a device, or renews its registration. Answered once it is durable on disk.
@@ -130,8 +130,8 @@ pub struct Touch {
     pub registration: RegistrationKey,
     /// When the verdict came.
     pub at: UnixSeconds,
-    /// `None` for a success, else APNs' reason.
-    pub error: Option<ErrorReason>,
+    /// Where APNs took it, or its reason not to.
+    pub verdict: Result<Acceptance, ErrorReason>,
 }
 
 /// Why the registry could not do what was asked.

@@ -337,6 +337,7 @@ mod tests {
                 renewed_at: UnixSeconds(1),
                 account,
                 salt: [0; 32],
+                acceptance: None,
                 mask: [0; 32],
                 device_token: "aa",
                 node: "n",

@@ -593,7 +593,7 @@ mod tests {
         Touch {
             registration: RegistrationKey([registration; 16]),
             at: UnixSeconds(1),
-            error: None,
+            verdict: Ok(messages::Acceptance(std::num::NonZeroU32::MIN)),
         }
     }
 

@@ -109,6 +109,7 @@ impl Resolver {
                     registration: key,
                     app: app(apps, record.app),
                     device_token,
+                    acceptance: record.acceptance,
                     domain: publish.domain.clone(),
                     hint: publish.hint,
                     content: publish.content.take(),

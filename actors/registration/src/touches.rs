@@ -77,7 +77,10 @@ mod tests {
         Touch {
             registration: RegistrationKey([registration; 16]),
             at: UnixSeconds(at),
-            error: error.map(ErrorReason::known),
+            verdict: match error {
+                None => Ok(messages::Acceptance(std::num::NonZeroU32::MIN)),
+                Some(reason) => Err(ErrorReason::known(reason)),
+            },
         }
     }
 

@@ -311,7 +311,9 @@ impl Writer {
         let mut others = 0_usize;
         self.of_accounts(&accounts, &mut |key, record| {
             if record.service == service && record.node == node {
-                known = Some((record.salt, record.mask, record.registered_at));
+                let is_same = record.app == app && record.device_token == device_token;
+                let acceptance = record.acceptance.filter(|_| is_same);
+                known = Some((record.salt, record.mask, record.registered_at, acceptance));
             } else if record.node != node
                 && record.app == app
                 && record.device_token == device_token
@@ -339,9 +341,9 @@ impl Writer {
                 return Err(RegistryError::Crowded);
             }
         }
-        let (salt, mask, registered_at) = match known {
+        let (salt, mask, registered_at, acceptance) = match known {
             Some(known) => known,
-            None => (self.new_salt()?, Mask::default(), now),
+            None => (self.new_salt()?, Mask::default(), now, None),
         };
         let secret = self.keys.secret(&salt, &mask);
         let key = self.keys.registration(service, node, secret.as_str());
@@ -351,6 +353,7 @@ impl Writer {
             account,
             salt,
             mask,
+            acceptance,
             device_token,
             node,
             app,
@@ -498,7 +501,41 @@ impl Writer {
                     .mirror(|copy| copy.touch(key, &times).map(drop));
                 self.unflushed = true;
                 count(&self.counters.touches_written, 1);
+                self.write_acceptance(key, &times)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Keeps with a registration where APNs took its device token, unless it may be another one since.
+    fn write_acceptance(
+        &mut self,
+        key: RegistrationKey,
+        times: &PushTimes,
+    ) -> Result<(), RegistryError> {
+        let (Some(at), Some(acceptance)) = (times.last_success, times.acceptance) else {
+            return Ok(());
+        };
+        let mut accepted = None;
+        let read = self.store.read(key, &mut |record| {
+            if record.acceptance != Some(acceptance) && record.renewed_at < at {
+                let record = Record {
+                    acceptance: Some(acceptance),
+                    ..*record
+                };
+                accepted = Some(record.encode());
+            }
+        });
+        read.map_err(|error| self.failed(&error))?;
+        if let Some(bytes) = accepted {
+            let put = |writer: &mut Self| {
+                let bytes = bytes?;
+                let record = Record::decode(&bytes)?;
+                writer.store.put(key, &record)?;
+                writer.erasure.mirror_put(key, &record);
+                Ok(())
+            };
+            put(self).map_err(|error: Error| self.failed(&error))?;
         }
         Ok(())
     }

@@ -20,10 +20,10 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Request, Response};
 use messages::{
-    AppId, Bearer, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Domain, Drain,
-    Drained, NotificationHint, Origin, OutcomeBatch, Probe, ProviderTokenRefused, PushOutcome,
-    RegistrationKey, RejectedToken, RejectedTokens, Rejection, SubscribeProviderToken, Ticket,
-    Touch, TouchBatch, UnixMillis, UnixSeconds, UseProviderToken,
+    Acceptance, AppId, Bearer, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Domain,
+    Drain, Drained, NotificationHint, Origin, OutcomeBatch, Probe, ProviderTokenRefused,
+    PushOutcome, RegistrationKey, RejectedToken, RejectedTokens, Rejection, SubscribeProviderToken,
+    Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds, UseProviderToken,
 };
 use rcgen::{CertifiedKey, KeyPair};
 use rustls::ServerConfig;
@@ -179,6 +179,8 @@ pub struct World {
     pub subscriptions: Collector<SubscribeProviderToken>,
     pub refused: Collector<ProviderTokenRefused>,
     told: Vec<(Ticket, PushOutcome)>,
+    /// What is known of the devices that [`Self::deliver_one`] pushes to.
+    pub acceptance: Option<Acceptance>,
     sent: u32,
 }
 
@@ -259,6 +261,7 @@ impl World {
             subscriptions,
             refused,
             told: Vec::new(),
+            acceptance: None,
             sent: 0,
         }
     }
@@ -285,6 +288,7 @@ impl World {
             registration: registration(device),
             app: AppId::new("app"),
             device_token: token(device),
+            acceptance: self.acceptance,
             domain: Domain::new("chat.example"),
             hint,
             content: None,
@@ -304,6 +308,7 @@ impl World {
                 registration: registration(number),
                 app: AppId::new(app),
                 device_token: token(number),
+                acceptance: None,
                 domain: Domain::new("chat.example"),
                 hint: NotificationHint {
                     message_count: None,
@@ -419,6 +424,12 @@ impl World {
         found.unwrap().1
     }
 
+    /// Where APNs took the one push that was sent, as it is told to the registry.
+    pub async fn accepted_at(&mut self) -> Acceptance {
+        let [touch] = <[Touch; 1]>::try_from(self.touches.take().await.items).unwrap();
+        touch.verdict.unwrap()
+    }
+
     /// The error told to the registry for each of the next `count` verdicts.
     pub async fn touched(&mut self, count: usize) -> Vec<Option<String>> {
         let mut touches: Vec<Touch> = Vec::new();
@@ -428,7 +439,7 @@ impl World {
         assert_eq!(touches.len(), count);
         touches
             .into_iter()
-            .map(|touch| touch.error.map(|reason| reason.to_string()))
+            .map(|touch| touch.verdict.err().map(|reason| reason.to_string()))
             .collect()
     }
 }

@@ -1,7 +1,9 @@
 //! Records as bytes. Hand-written, so that the layout on disk depends on nothing but this file; the first
 //! byte is its version.
 
-use messages::{AccountKey, ErrorReason, Touch, UnixSeconds};
+use std::num::NonZeroU32;
+
+use messages::{Acceptance, AccountKey, ErrorReason, Touch, UnixSeconds};
 
 use crate::Error;
 use crate::keys::{Mask, Salt};
@@ -9,6 +11,8 @@ use crate::keys::{Mask, Salt};
 const RECORD_VERSION: u8 = 1;
 /// With a mask behind the salt.
 const MASKED_VERSION: u8 = 2;
+/// With mask and acceptance behind the salt.
+const ACCEPTED_VERSION: u8 = 3;
 const TIMES_VERSION: u8 = 1;
 /// No field is longer (a node has at most 1,024 bytes, a domain 1,023), and values stay far below the
 /// size from which the engine would give them a file of their own.
@@ -24,6 +28,7 @@ pub(crate) struct Record<'a> {
     pub(crate) account: AccountKey,
     pub(crate) salt: Salt,
     pub(crate) mask: Mask,
+    pub(crate) acceptance: Option<Acceptance>,
     pub(crate) device_token: &'a str,
     pub(crate) node: &'a str,
     pub(crate) app: &'a str,
@@ -40,20 +45,23 @@ impl<'a> Record<'a> {
             self.service,
             self.domain,
         ];
-        let bytes = texts.iter().map(|text| text.len() + 2).sum::<usize>() + 97;
+        let bytes = texts.iter().map(|text| text.len() + 2).sum::<usize>() + 101;
         let mut to = Vec::with_capacity(bytes);
-        let is_masked = self.mask != Mask::default();
-        to.push(if is_masked {
-            MASKED_VERSION
-        } else {
-            RECORD_VERSION
-        });
+        let version = match self.acceptance {
+            Some(_) => ACCEPTED_VERSION,
+            None if self.mask == Mask::default() => RECORD_VERSION,
+            None => MASKED_VERSION,
+        };
+        to.push(version);
         to.extend(self.registered_at.0.to_be_bytes());
         to.extend(self.renewed_at.0.to_be_bytes());
         to.extend(self.account.0);
         to.extend(self.salt);
-        if is_masked {
+        if version != RECORD_VERSION {
             to.extend(self.mask);
+        }
+        if let Some(Acceptance(at)) = self.acceptance {
+            to.extend(at.get().to_be_bytes());
         }
         for text in texts {
             match u16::try_from(text.len()) {
@@ -67,19 +75,24 @@ impl<'a> Record<'a> {
 
     pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, Error> {
         let mut from = Bytes(bytes);
-        let is_masked = match from.array()? {
-            [RECORD_VERSION] => false,
-            [MASKED_VERSION] => true,
-            _ => return Err(Error::Record),
+        let [version @ RECORD_VERSION..=ACCEPTED_VERSION] = from.array()? else {
+            return Err(Error::Record);
         };
         let record = Self {
             registered_at: from.seconds()?,
             renewed_at: from.seconds()?,
             account: AccountKey(from.array()?),
             salt: from.array()?,
-            mask: match is_masked {
-                true => from.array()?,
-                false => Mask::default(),
+            mask: match version {
+                RECORD_VERSION => Mask::default(),
+                _ => from.array()?,
+            },
+            acceptance: match version {
+                ACCEPTED_VERSION => {
+                    let at = NonZeroU32::new(u32::from_be_bytes(from.array()?));
+                    Some(Acceptance(at.ok_or(Error::Record)?))
+                }
+                _ => None,
             },
             device_token: from.text()?,
             node: from.text()?,
@@ -99,22 +112,33 @@ impl<'a> Record<'a> {
 pub(crate) struct PushTimes {
     pub(crate) last_success: Option<UnixSeconds>,
     pub(crate) last_error: Option<(UnixSeconds, ErrorReason)>,
+    /// Where the last success was. It is kept with the record, not with the times.
+    pub(crate) acceptance: Option<Acceptance>,
 }
 
 impl PushTimes {
     /// Adds one verdict. Lanes report independently, so the times decide what is last, not the order.
     pub(crate) fn fold(&mut self, touch: Touch) {
-        match touch.error {
-            None => self.last_success = self.last_success.max(Some(touch.at)),
-            Some(reason) => self.fold_error(touch.at, reason),
+        match touch.verdict {
+            Ok(acceptance) => self.fold_success(touch.at, Some(acceptance)),
+            Err(reason) => self.fold_error(touch.at, reason),
         }
     }
 
     /// Adds what was folded elsewhere since.
     pub(crate) fn merge(&mut self, later: &Self) {
-        self.last_success = self.last_success.max(later.last_success);
+        if let Some(at) = later.last_success {
+            self.fold_success(at, later.acceptance);
+        }
         if let Some((at, reason)) = &later.last_error {
             self.fold_error(*at, reason.clone());
+        }
+    }
+
+    fn fold_success(&mut self, at: UnixSeconds, acceptance: Option<Acceptance>) {
+        if self.last_success.is_none_or(|last| last <= at) {
+            self.last_success = Some(at);
+            self.acceptance = acceptance;
         }
     }
 
@@ -155,6 +179,7 @@ impl PushTimes {
         Ok(Self {
             last_success: (present & HAS_SUCCESS != 0).then_some(success),
             last_error: (present & HAS_ERROR != 0).then(|| (error, ErrorReason::foreign(reason))),
+            acceptance: None,
         })
     }
 }
@@ -193,6 +218,7 @@ mod tests {
         (of(any::<u64>()), of((any::<u64>(), ".{0,80}"))).prop_map(|(success, error)| PushTimes {
             last_success: success.map(UnixSeconds),
             last_error: error.map(|(at, reason)| (UnixSeconds(at), ErrorReason::foreign(&reason))),
+            acceptance: None,
         })
     }
 
@@ -204,6 +230,7 @@ mod tests {
             account: [u8; 16],
             salt: [u8; 32],
             mask in of(any::<[u8; 32]>()),
+            acceptance: u32,
             texts in vec(".{0,300}", 5),
         ) {
             let record = Record {
@@ -212,6 +239,7 @@ mod tests {
                 account: AccountKey(account),
                 salt,
                 mask: mask.unwrap_or_default(),
+                acceptance: NonZeroU32::new(acceptance / 2).map(Acceptance),
                 device_token: &texts[0],
                 node: &texts[1],
                 app: &texts[2],
@@ -234,15 +262,18 @@ mod tests {
 
         #[test]
         fn merging_is_as_good_as_folding(
-            touches in vec((0_u64..4, of("[a-z]")), 0..12),
+            touches in vec((0_u64..4, prop_oneof![Just(Ok(NonZeroU32::MIN)), Just(Ok(NonZeroU32::MAX)), "[a-z]".prop_map(Err)]), 0..12),
             cut in 0_usize..12,
         ) {
-            let touch = |(at, error): &(u64, Option<String>)| Touch {
+            let touch = |(at, verdict): &(u64, Result<NonZeroU32, String>)| Touch {
                 registration: messages::RegistrationKey([0; 16]),
                 at: UnixSeconds(*at),
-                error: error.as_deref().map(ErrorReason::foreign),
+                verdict: match verdict {
+                    Ok(at) => Ok(Acceptance(*at)),
+                    Err(reason) => Err(ErrorReason::foreign(reason)),
+                },
             };
-            let fold = |touches: &[(u64, Option<String>)]| {
+            let fold = |touches: &[(u64, Result<NonZeroU32, String>)]| {
                 let mut times = PushTimes::default();
                 touches.iter().for_each(|item| times.fold(touch(item)));
                 times
@@ -271,6 +302,7 @@ mod tests {
             account: AccountKey([0xaa; 16]),
             salt: [0xbb; 32],
             mask: [0; 32],
+            acceptance: None,
             device_token: "t",
             node: "no",
             app: "",
@@ -292,7 +324,16 @@ mod tests {
         expected[0] = 2;
         expected.splice(65..65, [0xcc; 32]);
         assert_eq!(masked.encode().unwrap(), expected);
-        bytes[0] = 3;
+        let accepted = Record {
+            acceptance: NonZeroU32::new(0x0102_0304).map(Acceptance),
+            ..masked
+        };
+        expected[0] = 3;
+        expected.splice(97..97, [1, 2, 3, 4]);
+        assert_eq!(accepted.encode().unwrap(), expected);
+        expected[97..101].fill(0);
+        assert!(matches!(Record::decode(&expected), Err(Error::Record)));
+        bytes[0] = 4;
         assert!(matches!(Record::decode(&bytes), Err(Error::Record)));
     }
 }

@@ -48,6 +48,7 @@ fn operation() -> impl Strategy<Value = Operation> {
                 last_success: success.map(UnixSeconds),
                 last_error: error
                     .map(|(at, reason)| (UnixSeconds(at), ErrorReason::foreign(&reason))),
+                acceptance: None,
             };
             Operation::Touch(key, times)
         }),
@@ -76,6 +77,7 @@ fn apply(store: &dyn RegistrationStore, operation: &Operation) -> String {
                 account: AccountKey([*account; 16]),
                 salt: [*k; 32],
                 mask: [0; 32],
+                acceptance: None,
                 device_token: TOKENS[*token],
                 node: "node",
                 app: APPS[*app],

@@ -505,6 +505,7 @@ mod tests {
             account: AccountKey([3; 16]),
             salt: [4; 32],
             mask: [0; 32],
+            acceptance: None,
             device_token: "aa",
             node: "node",
             app: "app",
@@ -535,6 +536,7 @@ mod tests {
         let seen = PushTimes {
             last_success: Some(UnixSeconds(9)),
             last_error: None,
+            acceptance: None,
         };
         assert!(store.touch(KEY, &seen).unwrap());
         let renewed = Record {

@@ -11,8 +11,8 @@ use messages::{
 use registration::registry::{self, Handles};
 
 use crate::fixture::{
-    ADA, EVE, Fixture, NODE, OTHER_NODE, account, after, counter, drain, only, register, secret,
-    service, token,
+    ADA, EVE, Fixture, HERE, NODE, OTHER_NODE, account, after, counter, drain, only, register,
+    secret, service, token,
 };
 
 /// Whether any file below a directory has these bytes.
@@ -238,7 +238,7 @@ async fn all_that_is_kept_is_described() {
     .map(|(seconds, error)| Touch {
         registration,
         at: after(seconds),
-        error,
+        verdict: error.map_or(Ok(HERE), Err),
     })
     .to_vec();
     registry.touch.try_send(TouchBatch { items }).unwrap();

@@ -1,14 +1,15 @@
 //! A store in a directory of its own, and words of the tests.
 
 use std::fs;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use actix::Recipient;
 use messages::{
-    AppId, BareJid, Clock, DeviceToken, Dialect, Domain, Drain, Drained, JournalBatch, NodeId,
-    Probe, Register, Registered, RegistrationDetails, RegistrationKey, RegistryError, Removed,
-    Touch, TouchBatch, UnixMillis, UnixSeconds, Unregister,
+    Acceptance, AppId, BareJid, Clock, DeviceToken, Dialect, Domain, Drain, Drained, JournalBatch,
+    NodeId, Probe, Register, Registered, RegistrationDetails, RegistrationKey, RegistryError,
+    Removed, Touch, TouchBatch, UnixMillis, UnixSeconds, Unregister,
 };
 use registration::registry::{Edges, Handles};
 use registration::{Config, Error, Registrations, registry};
@@ -171,11 +172,14 @@ pub(crate) fn only(registrations: &Registrations, name: &str) -> RegistrationDet
     all.remove(0)
 }
 
+/// Where APNs takes what it takes.
+pub(crate) const HERE: Acceptance = Acceptance(NonZeroU32::MIN);
+
 pub(crate) fn touch(registry: &Handles, registration: RegistrationKey, at: UnixSeconds) {
     let success = Touch {
         registration,
         at,
-        error: None,
+        verdict: Ok(HERE),
     };
     let items = vec![success];
     assert!(registry.touch.try_send(TouchBatch { items }).is_ok());

@@ -12,8 +12,8 @@ use registration::registry::Handles;
 use testkit::Collector;
 
 use crate::fixture::{
-    ADA, EVE, Fixture, NODE, OTHER_NODE, START, account, after, counter, drain, only, register,
-    request, secret, token, touch, unregister,
+    ADA, EVE, Fixture, HERE, NODE, OTHER_NODE, START, account, after, counter, drain, only,
+    register, request, secret, token, touch, unregister,
 };
 
 #[actix::test]
@@ -376,7 +376,7 @@ async fn push_times_are_folded_and_written_after_the_period() {
         .map(|(seconds, error)| Touch {
             registration,
             at: after(seconds),
-            error: error.map(ErrorReason::known),
+            verdict: error.map_or(Ok(HERE), |reason| Err(ErrorReason::known(reason))),
         })
         .to_vec();
     registry.touch.try_send(TouchBatch { items }).unwrap();
@@ -421,7 +421,7 @@ async fn many_push_times_are_written_early_and_too_many_are_counted() {
     let stranger = |n| Touch {
         registration: RegistrationKey([n; 16]),
         at: START,
-        error: None,
+        verdict: Ok(HERE),
     };
     let items = (0..5).map(stranger).collect();
     registry.touch.try_send(TouchBatch { items }).unwrap();

@@ -12,7 +12,8 @@ use registration::resolver::{self, Edges, Handles};
 use testkit::Collector;
 
 use crate::fixture::{
-    ADA, EVE, Fixture, NODE, account, counter, drain, only, secret, service, token,
+    ADA, EVE, Fixture, HERE, NODE, account, after, counter, drain, only, secret, service, token,
+    touch, unregister,
 };
 
 struct Lane {
@@ -268,4 +269,47 @@ async fn without_a_pool_pushes_are_unavailable() {
         panic!("{told:?}");
     };
     assert!(unavailable.target.as_ref().unwrap().node.as_str() == NODE);
+}
+
+#[actix::test]
+async fn where_apns_took_a_device_token_is_known_until_there_is_another() {
+    let mut fixture = Fixture::new();
+    // Each is written at once.
+    fixture.config.touches_max = 2;
+    let (registrations, registry) = fixture.start();
+    let ada = secret(&registry, ADA, NODE, "a").await;
+    let mut lane = Lane::start(&registrations);
+    let took = async |seconds| {
+        touch(
+            &registry,
+            only(&registrations, ADA).registration,
+            after(seconds),
+        );
+        // Answered after what queued before it.
+        assert_eq!(unregister(&registry, EVE, NODE).await, 0);
+    };
+    let mut known = async || {
+        lane.publish(vec![publish(1, NODE, Some(&ada))], soon());
+        let items = lane.delivered.take().await.items;
+        assert_eq!(items.len(), 1);
+        items[0].acceptance
+    };
+    assert_eq!(known().await, None);
+    took(0).await;
+    assert_eq!(known().await, None, "it may have been the one before");
+    took(1).await;
+    assert_eq!(known().await, Some(HERE));
+    secret(&registry, ADA, NODE, "a").await;
+    assert_eq!(known().await, Some(HERE));
+    registry
+        .rotate
+        .send(messages::RotateKeys)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(known().await, Some(HERE));
+    secret(&registry, ADA, NODE, "b").await;
+    assert_eq!(known().await, None);
+    took(2).await;
+    assert_eq!(known().await, Some(HERE));
 }
