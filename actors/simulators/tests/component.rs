@@ -166,6 +166,7 @@ async fn who_knows_the_secret_is_asked_and_answers() {
     assert!(counters.violations.is_empty(), "{counters:?}");
     let drain = Drain {
         deadline: Instant::now() + PATIENCE,
+        farewell: Duration::ZERO,
     };
     let drained = tokio::join!(
         server.drain.send(drain),
