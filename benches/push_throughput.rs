@@ -1,15 +1,25 @@
-//! Question: what does a push cost through the whole server, and how far is that from the least it can
-//! cost?
+//! Question: what does a push cost through the whole server, how far is that from the least it can cost,
+//! and how long does it take? Over both ways in: as a component and as a server among servers.
 //!
-//! Unit: pushes per second, and CPU seconds of the process per 100 000 pushes.
+//! Unit: pushes per second, CPU seconds of the process per 100 000 pushes, milliseconds from the write of a
+//! push to its answer; each beside its target.
 //!
-//! The whole server runs as a process of its own: publishes come in over s2s with TLS on loopback, and
-//! go out over HTTP/2 with TLS on loopback to the strict simulator. Beside it, in the same run and against
-//! the same simulator, a bare `h2` client in a process of its own sends the same requests and does nothing
-//! else. Only the ratio means anything on another machine.
+//! For each way a whole server runs as a process of its own: publishes come in on loopback over a component's
+//! stream (XEP-0114) or over s2s with TLS, and go out on loopback over HTTP/2 with TLS to the strict
+//! simulator. The simulators run on threads of this process, which is another than the measured ones: their
+//! CPU is told apart, and shown. Beside them, in the same run and against the same simulator, a bare `h2`
+//! client in a process of its own sends the same requests and does nothing else. Ways and client take turns,
+//! so that what else the machine does meets all of them. Only the ratios mean anything on another machine.
+//!
+//! - Closed loop: `--outstanding` pushes without an answer at a time, a new one for each answer.
+//! - Closed loop, APNs at 20 ms: 1000 at a time; no client can do more than 1000 / 20 ms.
+//! - Open loop: so many pushes per second whatever is unanswered, with the simulator at 0 ms, so that all of
+//!   the time is the server's, the kernel's and the simulators' own. It is counted from the write. `late` is
+//!   how much later than it was due a push was written: by a millisecond or two because the flood sleeps in
+//!   between, by more where the server does not read in time.
 //!
 //! ```sh
-//! cargo bench --bench push_throughput -- --pushes 100000 --rounds 5
+//! cargo bench --bench push_throughput -- --pushes 50000 --rounds 5 --json target/push_throughput.json
 //! ```
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +27,9 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     missing_docs,
     unreachable_pub,
     reason = "a bench fails by panicking and speaks to a person"
@@ -27,33 +39,54 @@
 mod bare;
 #[path = "push_throughput/process.rs"]
 mod process;
+#[path = "push_throughput/table.rs"]
+mod table;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use campanile::dev::world::{Plan, World};
+use campanile::dev::world::{Plan, Way, World};
 use clap::Parser;
-use messages::{DeviceToken, NodeId};
-use simulators::apple;
-use simulators::server::{Flood, Pace, PublishShape, RegisterDevice};
+use messages::{DeviceToken, NodeId, Secret};
+use simulators::apple::{self, Faults};
+use simulators::server::{Flood, FloodReport, Pace, PublishShape, RegisterDevice};
+use tokio::task::JoinSet;
 
-use process::Service;
+use process::{Service, cpu_of};
+use table::{Line, Spread, Target};
 
-/// Pushes through the whole server, and through a bare h2 client.
+/// APNs' latency of the rounds that have one, and the streams they may use.
+const LATENCY_MILLIS: u32 = 20;
+const STREAMS: u32 = 1000;
+/// Pushes per second of the open loop, beside half of what the closed one reached.
+const RATES: [u32; 2] = [200, 1_000];
+/// Pushes before the first that counts: connections to APNs begin with one stream and are opened by need.
+const WARM_UP: u32 = 5_000;
+/// Registrations without an answer at a time, as many as the server takes of one stream.
+const REGISTRATIONS: usize = 32;
+
+/// Pushes through the whole server over both ways in, and through a bare h2 client.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Pushes in a round.
+    /// Pushes in a round of the closed loop, and most in a round of the open one.
     #[arg(long, default_value_t = 50_000)]
     pushes: u32,
     /// Rounds; the median is shown, with the least and the most beside it.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Publishes without an answer at a time, and requests in flight of the bare client.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 500)]
     outstanding: u32,
-    /// Devices pushed to in turn.
-    #[arg(long, default_value_t = 1_000)]
+    /// Devices pushed to in turn; no more than pushes.
+    #[arg(long, default_value_t = 10_000)]
     devices: u32,
+    /// Seconds of a round of the open loop.
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+    /// Writes the figures to a file as JSON, with the machine and the commit.
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// What cargo passes to every bench.
     #[arg(long, hide = true)]
     bench: bool,
@@ -62,152 +95,301 @@ struct Options {
     bare: Option<Vec<String>>,
 }
 
-/// What a round showed.
+/// What a round of the closed loop showed.
 #[derive(Clone, Copy)]
 struct Figures {
     /// Pushes per second.
     rate: f64,
     /// CPU seconds of the process per 100 000 pushes.
     cpu: f64,
-    /// Median time from publish to answer in microseconds; 0 for the bare client.
-    p50_micros: u32,
-    /// The same, 99th percentile.
-    p99_micros: u32,
+    /// The same of the simulators; 0 for the bare client.
+    simulators_cpu: f64,
 }
 
 fn main() {
     let options = Options::parse();
     let system = actix_rt::System::new();
     if let Some(bare) = &options.bare {
-        let figures = system.block_on(bare::run(bare, options.outstanding));
+        let figures = system.block_on(bare::run(bare, options.outstanding, options.devices));
         println!("{} {}", figures.rate, figures.cpu);
     } else {
         system.block_on(compare(&options));
     }
 }
 
-async fn compare(options: &Options) {
-    let listen: Vec<SocketAddr> = vec![(Ipv4Addr::LOCALHOST, 0).into()];
-    // The bare client makes a token of its own each round, as several processes of one team would.
-    let apple = apple::Config {
-        token_updates_limited: false,
-        ..apple::Config::default()
-    };
-    let world = World::start(Plan {
-        apple,
-        listen,
-        ..Plan::default()
-    })
-    .await
-    .unwrap();
-    let service = Service::start(world.config_file()).await;
-    world.service_is_at(service.address).await;
+/// A server with its world.
+struct Side {
+    name: &'static str,
+    /// What CPU may be at most, times the bare client's.
+    cpu_ratio_max: f64,
+    world: World,
+    service: Service,
+    devices: Vec<(NodeId, Secret)>,
+}
 
-    let mut devices = Vec::new();
-    for n in 0..options.devices {
+impl Side {
+    async fn start(way: Way, options: &Options) -> Self {
+        let listen: Vec<SocketAddr> = vec![(Ipv4Addr::LOCALHOST, 0).into()];
+        let apple = apple::Config {
+            // The bare client makes a token of its own each round, as several processes of one team would.
+            token_updates_limited: false,
+            streams_max: STREAMS,
+            ..apple::Config::default()
+        };
+        let world = World::start(Plan {
+            apple,
+            way,
+            listen,
+            ..Plan::default()
+        })
+        .await
+        .unwrap();
+        let service = Service::start(world.config_file()).await;
+        world.service_is_at(service.address).await;
+        world.apple.control.set_recording(false);
+        let devices = register(&world, options.devices).await;
+        let (name, cpu_ratio_max) = match way {
+            Way::Component => ("component", 2.5),
+            Way::Federation => ("s2s", 3.0),
+        };
+        let side = Self {
+            name,
+            cpu_ratio_max,
+            world,
+            service,
+            devices,
+        };
+        let warm_up = options.pushes.min(WARM_UP);
+        side.flood(warm_up, Pace::Outstanding(STREAMS)).await;
+        side
+    }
+
+    async fn flood(&self, pushes: u32, pace: Pace) -> FloodReport {
+        let flood = Flood {
+            devices: self.devices.clone(),
+            pushes,
+            pace,
+            streams: 1,
+            has_body: true,
+            shape: PublishShape::Prosody,
+            patience: Duration::from_secs(60),
+        };
+        let report = self.world.chat.flood.send(flood).await.unwrap().unwrap();
+        assert!(
+            report.is_clean(),
+            "not every push was answered once with result: {report:?}"
+        );
+        report
+    }
+
+    /// A round of the closed loop.
+    async fn closed(&self, pushes: u32, outstanding: u32) -> Figures {
+        let before = (self.service.cpu(), cpu_of("self"));
+        let report = self.flood(pushes, Pace::Outstanding(outstanding)).await;
+        let after = (self.service.cpu(), cpu_of("self"));
+        let per_push = |cpu: Duration| cpu.as_secs_f64() * 100_000.0 / f64::from(pushes);
+        Figures {
+            rate: report.rate(),
+            cpu: per_push(after.0 - before.0),
+            simulators_cpu: per_push(after.1 - before.1),
+        }
+    }
+}
+
+async fn register(world: &World, devices: u32) -> Vec<(NodeId, Secret)> {
+    let mut registered = Vec::new();
+    let mut asked = JoinSet::new();
+    for n in 0..devices {
+        if asked.len() >= REGISTRATIONS {
+            registered.push(asked.join_next().await.unwrap().unwrap());
+        }
         let request = RegisterDevice {
             user: format!("user{n}"),
             node: NodeId::new(&format!("node-{n}")).unwrap(),
             device_token: DeviceToken::parse(&format!("{n:08x}").repeat(8)).unwrap(),
         };
-        let device = world.chat.register.send(request).await.unwrap().unwrap();
-        devices.push((device.node, device.secret));
-    }
-    let flood = |pushes| Flood {
-        devices: devices.clone(),
-        pushes,
-        pace: Pace::Outstanding(options.outstanding),
-        streams: 1,
-        has_body: true,
-        shape: PublishShape::Prosody,
-        patience: Duration::from_secs(60),
-    };
-    world.apple.control.set_recording(false);
-    // The first connection to APNs starts with one stream; that is not the question.
-    world
-        .chat
-        .flood
-        .send(flood(options.pushes.min(2_000)))
-        .await
-        .unwrap()
-        .unwrap();
-
-    let (mut whole, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..options.rounds {
-        let before = service.cpu();
-        let report = world
-            .chat
-            .flood
-            .send(flood(options.pushes))
-            .await
-            .unwrap()
-            .unwrap();
-        let cpu = service.cpu() - before;
-        assert!(
-            report.is_clean(),
-            "not every push was answered once with result: {report:?}"
-        );
-        whole.push(Figures {
-            rate: report.rate(),
-            cpu: cpu.as_secs_f64() * 100_000.0 / f64::from(options.pushes),
-            p50_micros: report.quantile_micros(0.5),
-            p99_micros: report.quantile_micros(0.99),
+        let answer = world.chat.register.send(request);
+        asked.spawn_local(async move {
+            let device = answer.await.unwrap().unwrap();
+            (device.node, device.secret)
         });
-        bare.push(bare::spawn(&world, options.pushes, options.outstanding).await);
     }
+    while let Some(device) = asked.join_next().await {
+        registered.push(device.unwrap());
+    }
+    registered
+}
+
+async fn compare(options: &Options) {
+    let options = &Options {
+        devices: options.devices.min(options.pushes),
+        json: options.json.clone(),
+        bare: None,
+        ..*options
+    };
+    let sides = [
+        Side::start(Way::Component, options).await,
+        Side::start(Way::Federation, options).await,
+    ];
+    let mut lines = Vec::new();
+    let rates = closed_loop(&sides, options, &mut lines).await;
+    with_latency(&sides, options, &mut lines).await;
+    for rate in RATES {
+        let rates = [rate; 2];
+        open_loop(
+            &sides,
+            rates,
+            &format!("at {rate}/s"),
+            [0.3, 1.0],
+            options,
+            &mut lines,
+        )
+        .await;
+    }
+    let halves = rates.map(|rate| (rate / 2.0) as u32);
+    let targets = [f64::INFINITY, 5.0];
+    open_loop(
+        &sides,
+        halves,
+        "at half of the most",
+        targets,
+        options,
+        &mut lines,
+    )
+    .await;
 
     println!(
-        "\n{} rounds of {} pushes, {} outstanding, {} devices, {} cores; median (least to most)\n",
+        "\n{} rounds of {} pushes, {} outstanding, {} devices, {} cores\n",
         options.rounds,
         options.pushes,
         options.outstanding,
         options.devices,
         campanile::lanes::cores(),
     );
+    table::print(&lines);
     println!(
-        "{:<22}{:>34}{:>38}",
-        "", "pushes/s", "CPU s per 100 000 pushes"
+        "\nratio: to the bare client, with latency to streams / latency, of times to the target; \
+         late: milliseconds the flood itself was behind"
     );
-    let whole_rate = row("whole server", &whole);
-    let bare_rate = row("bare h2 client", &bare);
-    println!(
-        "\nratio, whole server to bare client: {:.2} of the rate, {:.2} times the CPU",
-        whole_rate.rate / bare_rate.rate,
-        whole_rate.cpu / bare_rate.cpu,
-    );
-    println!(
-        "from publish to answer, all outstanding: p50 {:.1} ms, p99 {:.1} ms",
-        f64::from(whole_rate.p50_micros) / 1000.0,
-        f64::from(whole_rate.p99_micros) / 1000.0,
-    );
-    service.stop().await;
-    world.stop().await;
+    if let Some(file) = &options.json {
+        let options = serde_json::json!({
+            "pushes": options.pushes,
+            "rounds": options.rounds,
+            "outstanding": options.outstanding,
+            "devices": options.devices,
+            "seconds": options.seconds,
+        });
+        table::write(file, &options, &lines);
+    }
+    for side in sides {
+        side.service.stop().await;
+        side.world.stop().await;
+    }
 }
 
-/// Prints one row and gives the medians.
-fn row(name: &str, figures: &[Figures]) -> Figures {
-    let sorted = |of: fn(&Figures) -> f64| {
-        let mut values: Vec<f64> = figures.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values
+/// Rows 1 and 2. Gives the rate of each side.
+async fn closed_loop(sides: &[Side; 2], options: &Options, lines: &mut Vec<Line>) -> [f64; 2] {
+    let (measured, bare) = rounds(sides, options, options.outstanding).await;
+    let [cpu, rate] = ["CPU s per 100 000 pushes", "pushes/s"];
+    let bare_cpu = Spread::of(&bare, |figures| figures.cpu);
+    lines.push(Line::shown(cpu, "bare h2", bare_cpu));
+    for (side, figures) in sides.iter().zip(&measured) {
+        let spread = Spread::of(figures, |figures| figures.cpu);
+        let target = Target::RatioAtMost(side.cpu_ratio_max);
+        lines.push(Line::shown(cpu, side.name, spread).compared(1, bare_cpu.median, target));
+    }
+    for (side, figures) in sides.iter().zip(&measured) {
+        let spread = Spread::of(figures, |figures| figures.simulators_cpu);
+        let question = "the same of the simulators";
+        lines.push(Line::shown(question, side.name, spread));
+    }
+    let bare_rate = Spread::of(&bare, |figures| figures.rate);
+    lines.push(Line::shown(rate, "bare h2", bare_rate));
+    let mut rates = [0.0; 2];
+    for ((side, figures), reached) in sides.iter().zip(&measured).zip(&mut rates) {
+        let spread = Spread::of(figures, |figures| figures.rate);
+        let target = Target::RatioAtLeast(0.7);
+        lines.push(Line::shown(rate, side.name, spread).compared(2, bare_rate.median, target));
+        *reached = spread.median;
+    }
+    rates
+}
+
+/// The second half of row 2.
+async fn with_latency(sides: &[Side; 2], options: &Options, lines: &mut Vec<Line>) {
+    let set = |latency_millis: u32| {
+        for side in sides {
+            side.world.apple.control.set_faults(Faults {
+                latency_millis: latency_millis.into(),
+                ..Faults::default()
+            });
+        }
     };
-    let rate = sorted(|figures| figures.rate);
-    let cpu = sorted(|figures| figures.cpu);
-    let middle = figures.len() / 2;
-    let (least, most) = (0, figures.len() - 1);
-    println!(
-        "{name:<22}{:>34}{:>38}",
-        format!(
-            "{:.0} ({:.0} to {:.0})",
-            rate[middle], rate[least], rate[most]
-        ),
-        format!("{:.2} ({:.2} to {:.2})", cpu[middle], cpu[least], cpu[most]),
-    );
-    let micros = |of: fn(&Figures) -> f64| sorted(of)[middle] as u32;
-    Figures {
-        rate: rate[middle],
-        cpu: cpu[middle],
-        p50_micros: micros(|figures| f64::from(figures.p50_micros)),
-        p99_micros: micros(|figures| f64::from(figures.p99_micros)),
+    set(LATENCY_MILLIS);
+    let (measured, bare) = rounds(sides, options, STREAMS).await;
+    set(0);
+    let question = format!("pushes/s, APNs at {LATENCY_MILLIS} ms, {STREAMS} streams");
+    let most = f64::from(STREAMS) * 1000.0 / f64::from(LATENCY_MILLIS);
+    let rate = |figures: &[Figures]| Spread::of(figures, |figures| figures.rate);
+    lines.push(Line::shown(&question, "bare h2", rate(&bare)));
+    for (side, figures) in sides.iter().zip(&measured) {
+        let line = Line::shown(&question, side.name, rate(figures));
+        lines.push(line.compared(2, most, Target::RatioAtLeast(0.9)));
+    }
+}
+
+/// Rounds of the closed loop of both sides and of the bare client, in turn.
+async fn rounds(
+    sides: &[Side; 2],
+    options: &Options,
+    outstanding: u32,
+) -> ([Vec<Figures>; 2], Vec<Figures>) {
+    let (mut measured, mut bare) = ([Vec::new(), Vec::new()], Vec::new());
+    for _ in 0..options.rounds {
+        for (side, figures) in sides.iter().zip(&mut measured) {
+            figures.push(side.closed(options.pushes, outstanding).await);
+        }
+        let [Side { world, .. }, _] = sides;
+        bare.push(bare::spawn(world, options.pushes, outstanding, options.devices).await);
+    }
+    (measured, bare)
+}
+
+/// Row 3 at one rate for each side: p50 and p99 against their targets in milliseconds.
+async fn open_loop(
+    sides: &[Side; 2],
+    rates: [u32; 2],
+    what: &str,
+    targets: [f64; 2],
+    options: &Options,
+    lines: &mut Vec<Line>,
+) {
+    let mut measured = [Vec::new(), Vec::new()];
+    for _ in 0..options.rounds {
+        for ((side, rate), reports) in sides.iter().zip(rates).zip(&mut measured) {
+            let rate = rate.max(1);
+            let pushes = rate.saturating_mul(options.seconds).min(options.pushes);
+            reports.push(side.flood(pushes, Pace::PerSecond(rate)).await);
+        }
+    }
+    for (quantile, limit) in [0.5, 0.99].into_iter().zip(targets) {
+        for (side, reports) in sides.iter().zip(&measured) {
+            let took = Spread::of(reports, |report| {
+                f64::from(report.quantile_micros(quantile)) / 1000.0
+            });
+            let late = Spread::of(reports, |report| {
+                f64::from(report.lateness_quantile_micros(quantile)) / 1000.0
+            });
+            let question = format!("p{:.0} {what}, ms", quantile * 100.0);
+            let line = Line::shown(&question, side.name, took);
+            let line = match limit.is_finite() {
+                true => line.compared(3, limit, Target::AtMost(limit)),
+                false => line,
+            };
+            lines.push(Line {
+                late: Some(late.median),
+                ..line
+            });
+        }
     }
 }

@@ -7,9 +7,9 @@
 
 mod support;
 
-use campanile::dev::world::{Plan, TOPIC};
+use campanile::dev::world::{Plan, TOPIC, Way};
 use messages::Clock;
-use simulators::server::Answer;
+use simulators::server::{Answer, Count, Pace};
 use support::{Rig, device_token, error, item_not_found, uuid};
 
 #[actix_rt::test]
@@ -36,6 +36,31 @@ async fn a_publish_with_a_body_becomes_one_alert() {
         "the summary's body travelled"
     );
     assert_eq!(rig.world.apple.control.counters().requests, 1);
+    rig.finish().await;
+}
+
+#[actix_rt::test]
+async fn a_component_registers_devices_and_wakes_them() {
+    let rig = Rig::start(Plan {
+        way: Way::Component,
+        ..Plan::default()
+    })
+    .await;
+    let device = rig.register("ada", 1).await;
+
+    assert_eq!(rig.push(&device, true).await, Answer::Result);
+    assert_eq!(rig.world.apple.control.delivered(&device.device_token), 1);
+    let unknown = Some(device.secret.clone());
+    assert_eq!(rig.publish(uuid(99), unknown, true).await, item_not_found());
+    let report = rig
+        .flood(std::slice::from_ref(&device), 100, Pace::Outstanding(10))
+        .await;
+    assert!(report.is_clean(), "{report:?}");
+
+    // All of it went over the one stream that the service opened.
+    let counters = rig.world.chat.count.send(Count).await.unwrap();
+    assert_eq!((counters.streams_in, counters.streams_out), (1, 0));
+    assert!(counters.violations.is_empty(), "{counters:?}");
     rig.finish().await;
 }
 

@@ -24,10 +24,11 @@ const PAYLOAD: &str =
     r#"{"aps":{"alert":{"title":"New message"},"mutable-content":1,"sound":"default"}}"#;
 
 /// Runs the bare client as a process of its own against the world's APNs.
-pub async fn spawn(world: &World, pushes: u32, outstanding: u32) -> Figures {
+pub async fn spawn(world: &World, pushes: u32, outstanding: u32, devices: u32) -> Figures {
     let directory = world.directory();
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--outstanding", &outstanding.to_string(), "--bare"])
+        .args(["--outstanding", &outstanding.to_string()])
+        .args(["--devices", &devices.to_string(), "--bare"])
         .arg(world.apple.address.to_string())
         .args([
             directory.join("root.pem"),
@@ -50,13 +51,12 @@ pub async fn spawn(world: &World, pushes: u32, outstanding: u32) -> Figures {
     Figures {
         rate,
         cpu,
-        p50_micros: 0,
-        p99_micros: 0,
+        simulators_cpu: 0.0,
     }
 }
 
 /// The bare client itself.
-pub async fn run(arguments: &[String], outstanding: u32) -> Figures {
+pub async fn run(arguments: &[String], outstanding: u32, devices: u32) -> Figures {
     let [address, root, key, pushes] = arguments else {
         panic!("four arguments")
     };
@@ -91,7 +91,7 @@ pub async fn run(arguments: &[String], outstanding: u32) -> Figures {
     let payload = Bytes::from_static(PAYLOAD.as_bytes());
     let expiration = Clock::system().now().0 + 86_400;
     let request = move |n: u32| {
-        let token = format!("{:08x}", n % 1_000).repeat(8);
+        let token = format!("{:08x}", n % devices).repeat(8);
         Request::post(format!("https://localhost/3/device/{token}"))
             .header("authorization", authorization.clone())
             .header("apns-topic", TOPIC)
@@ -129,8 +129,7 @@ pub async fn run(arguments: &[String], outstanding: u32) -> Figures {
     Figures {
         rate: f64::from(pushes) / elapsed.as_secs_f64(),
         cpu: cpu.as_secs_f64() * 100_000.0 / f64::from(pushes),
-        p50_micros: 0,
-        p99_micros: 0,
+        simulators_cpu: 0.0,
     }
 }
 

@@ -3,8 +3,10 @@
 //! it.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::net::SocketAddr;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use messages::Clock;
@@ -23,6 +25,21 @@ pub const APP: &str = "demo";
 /// The app's bundle id.
 pub const TOPIC: &str = "org.example.demo";
 
+/// What the service knows as a component of the user's server.
+const COMPONENT_SECRET: &str = "open-sesame";
+/// The file in the world's directory that it stands in.
+const COMPONENT_SECRET_FILE: &str = "component.secret";
+
+/// How the service and the user's server meet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Way {
+    /// As two servers, by streams with TLS in both directions.
+    #[default]
+    Federation,
+    /// The service is a component of the user's server (XEP-0114) and listens besides.
+    Component,
+}
+
 /// What the world is made of.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -30,6 +47,8 @@ pub struct Plan {
     pub apple: apple::Config,
     /// How the user's server behaves.
     pub chat: server::Config,
+    /// How the service and the user's server meet.
+    pub way: Way,
     /// Where the service listens; port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
     /// Domains of peers beside the user's server, and where they listen.
@@ -91,7 +110,21 @@ impl World {
             roots: authority.roots()?,
             clock,
         };
-        let chat_config = plan.chat.clone();
+        let mut chat_config = plan.chat.clone();
+        if plan.way == Way::Component {
+            chat_config.component.get_or_insert(server::ComponentPort {
+                address: (Ipv4Addr::LOCALHOST, 0).into(),
+                secret: COMPONENT_SECRET.to_owned(),
+            });
+        }
+        let secret = chat_config.component.as_ref().map(|port| &port.secret);
+        let secret_file = at.join(COMPONENT_SECRET_FILE);
+        if let Some(secret) = secret {
+            write_secret(&secret_file, secret).map_err(|source| RunError::System {
+                what: "cannot write the component's secret",
+                source,
+            })?;
+        }
         let chat = on(&lanes, 1, move || server::start(&chat_config, chat_edges)).await??;
 
         let config_file = at.join("campanile.toml");
@@ -161,6 +194,13 @@ impl From<simulators::SimulatorError> for RunError {
     }
 }
 
+/// Writes a secret that nobody else can read.
+fn write_secret(file: &Path, secret: &str) -> io::Result<()> {
+    let mut open = OpenOptions::new();
+    let mut file = open.write(true).create_new(true).mode(0o600).open(file)?;
+    file.write_all(secret.as_bytes())
+}
+
 fn configuration(
     plan: &Plan,
     at: &Path,
@@ -221,7 +261,19 @@ key_file = "{at}/journal.key"
         listen = listen.join(", "),
         port = apple.port(),
     );
+    let component = chat.component;
     let chat = (chat.domain.to_string(), chat.address);
+    if let Some(connect) = component {
+        let _into_a_string = write!(
+            text,
+            r#"
+[[components]]
+domain = "{SERVICE}"
+connect = "{connect}"
+secret_file = "{at}/{COMPONENT_SECRET_FILE}"
+"#
+        );
+    }
     for (domain, address) in plan.hosts.iter().chain([&chat]) {
         let host =
             format!("\n[[xmpp.hosts]]\ndomain = \"{domain}\"\naddresses = [\"{address}\"]\n");

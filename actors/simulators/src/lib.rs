@@ -38,7 +38,8 @@
 //!   happened: counters, the stream of notifications, whether each device got exactly one.
 //! - [`server`] registers devices, publishes pushes one by one or in floods, and counts each breach of
 //!   the rules of streams ([`server::Counters::violations`]). Two that need each other's address are
-//!   started first and told by [`server::ServiceAt`].
+//!   started first and told by [`server::ServiceAt`]; a push service that is its component
+//!   ([`server::Config::component`]) comes by itself.
 
 pub mod apple;
 pub mod authority;

@@ -1,5 +1,7 @@
-//! A small XMPP server that has users with devices and federates with the push service.
+//! A small XMPP server that has users with devices, and federates with the push service or has it as a
+//! component.
 
+mod component;
 mod dialback;
 mod flood;
 mod hub;
@@ -41,6 +43,9 @@ pub struct Config {
     pub service_address: Option<SocketAddr>,
     /// How it proves its domain on the stream it opens. Default `external`.
     pub authentication: Authentication,
+    /// Where the push service connects as a component, over whose stream then goes all that is for it.
+    /// Default none: it is another server.
+    pub component: Option<ComponentPort>,
     /// How long a request may take until it counts as unanswered, in milliseconds. Default 30000.
     pub reply_timeout_millis: u64,
     /// How long connecting and authenticating may take, in milliseconds. Default 10000.
@@ -57,10 +62,30 @@ impl Default for Config {
             service: "push.localhost".into(),
             service_address: None,
             authentication: Authentication::External,
+            component: None,
             reply_timeout_millis: 30_000,
             connect_timeout_millis: 10_000,
             requests_max: 4096,
         }
+    }
+}
+
+/// Where a server takes the push service as a component (XEP-0114). One stream at a time: a newer one
+/// takes the place of the older.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComponentPort {
+    /// Where to listen; port 0 takes a free one ([`Handles::component`] tells which).
+    pub address: SocketAddr,
+    /// What the component's handshake proves to know.
+    pub secret: String,
+}
+
+impl fmt::Debug for ComponentPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ComponentPort")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -92,6 +117,8 @@ pub struct Handles {
     pub domain: Domain,
     /// Where it listens for servers.
     pub address: SocketAddr,
+    /// Where it listens for the component, if it does.
+    pub component: Option<SocketAddr>,
     /// Tells it where the push service listens.
     pub service_at: Recipient<ServiceAt>,
     /// Registers a device for a user.
@@ -274,7 +301,7 @@ pub struct Flood {
     pub pushes: u32,
     /// How fast.
     pub pace: Pace,
-    /// Streams to publish on, each a connection of its own.
+    /// Streams to publish on, each a connection of its own. A component has one in any case.
     pub streams: usize,
     /// Whether there is a message with a body.
     pub has_body: bool,
@@ -289,7 +316,9 @@ pub struct Flood {
 pub enum Pace {
     /// As many unanswered at a time, over all streams: a new one for each answer.
     Outstanding(u32),
-    /// As many per second, whatever is unanswered; latencies count from when each was due.
+    /// As many per second, whatever is unanswered. Pushes are written a millisecond or two after they
+    /// were due, because nobody spins for the moment; that is told apart from the time to the answer, in
+    /// [`FloodReport::lateness_micros`].
     PerSecond(u32),
 }
 
@@ -310,23 +339,25 @@ pub struct FloodReport {
     pub unanswered: u64,
     /// From the first push to the last answer.
     pub elapsed: Duration,
-    /// Time from push to answer of each answered push, sorted, in microseconds.
+    /// Time from the write of each answered push to its answer, sorted, in microseconds.
     pub latencies_micros: Vec<u32>,
+    /// Time from when each push was due to its write, sorted, in microseconds; of floods with a rate. It
+    /// is the flood's own, or a sign that what was written before was not read in time.
+    pub lateness_micros: Vec<u32>,
 }
 
 impl FloodReport {
     /// The latency that `share` (0 to 1) of the answered pushes did not exceed, in microseconds.
     #[must_use]
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "an index into a list of latencies"
-    )]
     pub fn quantile_micros(&self, share: f64) -> u32 {
-        let last = self.latencies_micros.len().saturating_sub(1);
-        let index = (last as f64 * share.clamp(0.0, 1.0)).ceil() as usize;
-        self.latencies_micros.get(index).copied().unwrap_or(0)
+        quantile(&self.latencies_micros, share)
+    }
+
+    /// The lateness that `share` (0 to 1) of the pushes of a flood with a rate did not exceed, in
+    /// microseconds.
+    #[must_use]
+    pub fn lateness_quantile_micros(&self, share: f64) -> u32 {
+        quantile(&self.lateness_micros, share)
     }
 
     /// Answered pushes per second.
@@ -342,6 +373,18 @@ impl FloodReport {
     pub fn is_clean(&self) -> bool {
         self.results == self.sent && self.duplicates == 0 && self.strays == 0
     }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "an index into a list of times"
+)]
+fn quantile(sorted: &[u32], share: f64) -> u32 {
+    let last = sorted.len().saturating_sub(1);
+    let index = (last as f64 * share.clamp(0.0, 1.0)).ceil() as usize;
+    sorted.get(index).copied().unwrap_or(0)
 }
 
 /// Asks what was counted.
@@ -364,7 +407,7 @@ pub struct Counters {
     pub unanswered: u64,
     /// Breaches of the rules of streams and stanzas, each with its explanation.
     pub violations: BTreeMap<&'static str, u64>,
-    /// Streams that other servers opened and authenticated.
+    /// Streams that other servers, or components, opened and authenticated.
     pub streams_in: u64,
     /// Streams opened and authenticated.
     pub streams_out: u64,
@@ -385,10 +428,19 @@ pub fn start(config: &Config, edges: Edges) -> Result<Handles, SimulatorError> {
     let hub = Rc::new(Hub::new(config, &edges)?);
     let (listener, address) = crate::bind(config.address)?;
     actix_rt::spawn(inbound::listen(Rc::clone(&hub), listener));
+    let component = match &config.component {
+        Some(port) => {
+            let (listener, address) = crate::bind(port.address)?;
+            actix_rt::spawn(component::listen(Rc::clone(&hub), listener));
+            Some(address)
+        }
+        None => None,
+    };
     let server = Server { hub }.start();
     Ok(Handles {
         domain: Domain::new(&config.domain),
         address,
+        component,
         service_at: server.clone().recipient(),
         register: server.clone().recipient(),
         unregister: server.clone().recipient(),

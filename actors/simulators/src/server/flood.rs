@@ -10,20 +10,18 @@ use futures_util::future::try_join_all;
 use memchr::memchr;
 use messages::{NodeId, Secret};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use super::hub::{Hub, error_of};
 use super::outbound::Link;
 use super::stanza;
-use super::stream::SERVER;
+use super::stream::{COMPONENT, SERVER};
 use super::xml::{Scope, escaped, parse, tag_end};
-use super::{Flood, FloodReport, Pace, StanzaError};
+use super::{Flood, FloodReport, Pace, StanzaError, component};
 use crate::SimulatorError;
 
 /// Bytes that are put together before they are written.
 const WRITE_BYTES: usize = 64 * 1024;
-/// How often a flood with a rate looks at the clock.
-const TICK: Duration = Duration::from_millis(1);
 /// Mark of a push without an answer.
 const UNANSWERED: u32 = u32::MAX;
 /// Most different error answers that are told apart.
@@ -35,9 +33,13 @@ pub(super) struct Table {
     prefix: String,
     domain: String,
     service: String,
+    /// Content namespace of the streams that answers may come on.
+    namespace: &'static str,
     started: Instant,
-    /// When each push was written, or was due, in microseconds since the start.
+    /// When each push was written, in microseconds since the start.
     sent: Vec<u32>,
+    /// How much later that was than it was due, in microseconds.
+    lateness: Vec<u32>,
     /// How long each took, in microseconds.
     latencies: Vec<u32>,
     answered: u32,
@@ -57,8 +59,13 @@ impl Table {
             prefix: format!("{}f", hub.fresh_id()),
             domain: hub.config.domain.clone(),
             service: hub.config.service.clone(),
+            namespace: match hub.config.component {
+                Some(_) => COMPONENT,
+                None => SERVER,
+            },
             started: now,
             sent: Vec::new(),
+            lateness: Vec::new(),
             latencies: Vec::new(),
             answered: 0,
             last_answer: now,
@@ -85,8 +92,8 @@ impl Table {
         u32::try_from(self.sent.len()).unwrap_or(u32::MAX)
     }
 
-    /// Takes a stanza if it answers a push of this flood.
-    pub(super) fn take(&mut self, xml: &[u8]) -> bool {
+    /// Takes a stanza from a stream with this content namespace if it answers a push of this flood.
+    pub(super) fn take(&mut self, xml: &[u8], namespace: &str) -> bool {
         let Some(answer) = Reply::read(xml) else {
             return false;
         };
@@ -99,9 +106,10 @@ impl Table {
             .filter(|&number| number < self.sent.len());
         let is_right = answer.from == self.service.as_bytes()
             && answer.to == self.domain.as_bytes()
+            && namespace == self.namespace
             && answer
                 .namespace
-                .is_none_or(|namespace| namespace == SERVER.as_bytes());
+                .is_none_or(|namespace| namespace == self.namespace.as_bytes());
         let (Some(slot), true) = (slot, is_right) else {
             self.strays += 1;
             return true;
@@ -131,7 +139,7 @@ impl Table {
     }
 
     fn count_error(&mut self, xml: &[u8]) {
-        let scope = Scope::of_default(SERVER);
+        let scope = Scope::of_default(self.namespace);
         let error = match parse(xml, &scope) {
             Ok(element) => error_of(&element),
             Err(_) => StanzaError {
@@ -153,6 +161,8 @@ impl Table {
         let mut latencies_micros = self.latencies;
         latencies_micros.retain(|&latency| latency != UNANSWERED);
         latencies_micros.sort_unstable();
+        let mut lateness_micros = self.lateness;
+        lateness_micros.sort_unstable();
         FloodReport {
             sent,
             results: self.results,
@@ -162,6 +172,7 @@ impl Table {
             unanswered: sent - u64::from(self.answered),
             elapsed: self.last_answer.duration_since(self.started),
             latencies_micros,
+            lateness_micros,
         }
     }
 }
@@ -216,28 +227,64 @@ pub(super) async fn run(hub: &Rc<Hub>, flood: Flood) -> Result<FloodReport, Simu
     if hub.flood.borrow().is_some() {
         return Err(SimulatorError::Busy);
     }
-    let told: Vec<Rc<Notify>> = (0..flood.streams.max(1)).map(|_| Rc::default()).collect();
+    let streams = match hub.config.component {
+        Some(_) => 1,
+        None => flood.streams.max(1),
+    };
+    let told: Vec<Rc<Notify>> = (0..streams).map(|_| Rc::default()).collect();
     *hub.flood.borrow_mut() = Some(Table::new(hub, told.clone()));
     let _cleared = Cleared(hub);
     let mut links = Vec::new();
     for _ in &told {
-        links.push(hub.connect().await?.watched(hub));
+        links.push(Outlet::open(hub).await?);
     }
-    let source = Source::new(hub, &flood);
+    let source = Source::new(hub, &flood, streams);
     if let Some(table) = hub.flood.borrow_mut().as_mut() {
         table.begin();
     }
     let writing = links.iter_mut().zip(&told);
-    try_join_all(writing.map(|(link, told)| source.pour(link, told))).await?;
+    try_join_all(writing.map(|(outlet, told)| source.pour(outlet, told))).await?;
     let mut told = told.into_iter();
     if let Some(told) = told.next() {
         source.await_answers(&told).await;
     }
-    for link in links {
-        link.close().await;
+    for outlet in links {
+        outlet.close().await;
     }
     let table = hub.flood.borrow_mut().take();
     table.map(Table::report).ok_or(SimulatorError::Stopping)
+}
+
+/// What pushes are written on.
+enum Outlet<'a> {
+    /// A stream of the flood's own.
+    Own(Link),
+    /// The component's stream, which others write on too.
+    Component(&'a Hub),
+}
+
+impl<'a> Outlet<'a> {
+    async fn open(hub: &'a Rc<Hub>) -> Result<Self, SimulatorError> {
+        if hub.config.component.is_none() {
+            return Ok(Self::Own(hub.connect().await?.watched(hub)));
+        }
+        // Nothing, but it waits for the component.
+        component::send(hub, b"").await?;
+        Ok(Self::Component(hub))
+    }
+
+    async fn write(&mut self, xml: &[u8]) -> Result<(), SimulatorError> {
+        match self {
+            Self::Own(link) => link.write(xml).await,
+            Self::Component(hub) => component::send(hub, xml).await,
+        }
+    }
+
+    async fn close(self) {
+        if let Self::Own(link) = self {
+            link.close().await;
+        }
+    }
 }
 
 /// Makes room for the next flood, however this one ends.
@@ -264,7 +311,7 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(hub: &'a Hub, flood: &Flood) -> Self {
+    fn new(hub: &'a Hub, flood: &Flood, streams: usize) -> Self {
         let (from, to) = (escaped(&hub.config.domain), escaped(&hub.config.service));
         let prefix = hub
             .flood
@@ -277,7 +324,7 @@ impl<'a> Source<'a> {
             let payload = stanza::publish(flood.shape, node.as_str(), secret, flood.has_body);
             format!("'>{payload}</iq>")
         };
-        let streams = u32::try_from(flood.streams).unwrap_or(u32::MAX).max(1);
+        let streams = u32::try_from(streams).unwrap_or(u32::MAX).max(1);
         Self {
             hub,
             head: format!("<iq type='set' from='{from}' to='{to}' id='{prefix}"),
@@ -297,17 +344,17 @@ impl<'a> Source<'a> {
     }
 
     /// Writes pushes on one stream until there are no more, or answers stay out.
-    async fn pour(&self, link: &mut Link, told: &Notify) -> Result<(), SimulatorError> {
+    async fn pour(&self, outlet: &mut Outlet<'_>, told: &Notify) -> Result<(), SimulatorError> {
         let mut buffer = Vec::with_capacity(2 * WRITE_BYTES);
         loop {
             buffer.clear();
             let is_more = self.fill(&mut buffer);
             if !buffer.is_empty() {
-                link.write(&buffer).await?;
+                outlet.write(&buffer).await?;
             } else if !is_more {
                 return Ok(());
-            } else if matches!(self.pace, Pace::PerSecond(_)) {
-                sleep(TICK).await;
+            } else if let Pace::PerSecond(rate) = self.pace {
+                self.await_due(rate).await;
             } else if timeout(self.patience, told.notified()).await.is_err() {
                 return Ok(());
             }
@@ -344,15 +391,24 @@ impl<'a> Source<'a> {
             // Writing into a vector does not fail.
             let _infallible = write!(buffer, "{number}");
             buffer.extend(tail.as_bytes());
-            table.push(match self.pace {
-                Pace::Outstanding(_) => now,
-                Pace::PerSecond(rate) => {
-                    let due = u64::from(number) * 1_000_000 / u64::from(rate.max(1));
-                    u32::try_from(due).unwrap_or(u32::MAX)
-                }
-            });
+            table.push(now);
+            if let Pace::PerSecond(rate) = self.pace {
+                table.lateness.push(now.saturating_sub(due(number, rate)));
+            }
         }
         table.written() < self.pushes
+    }
+
+    /// Sleeps until the next push is due. The timer's steps are milliseconds, and it wakes after the
+    /// time rather than before it.
+    async fn await_due(&self, rate: u32) {
+        let next = self.hub.flood.borrow().as_ref().map(|table| {
+            let due = Duration::from_micros(due(table.written(), rate).into());
+            table.started + due
+        });
+        if let Some(next) = next {
+            sleep_until(next.into()).await;
+        }
     }
 
     /// Which device the push with this number goes to.
@@ -375,6 +431,12 @@ impl<'a> Source<'a> {
         // Running out of patience leaves pushes unanswered, which the report tells.
         let _out_of_patience = timeout(self.patience, answered).await;
     }
+}
+
+/// When a push of a flood with a rate is due, in microseconds since the start.
+fn due(number: u32, rate: u32) -> u32 {
+    let due = u64::from(number) * 1_000_000 / u64::from(rate.max(1));
+    u32::try_from(due).unwrap_or(u32::MAX)
 }
 
 fn micros_since(start: Instant) -> u32 {

@@ -19,9 +19,9 @@ use super::dialback::DialbackSecret;
 use super::flood::Table;
 use super::outbound::{self, Link};
 use super::stanza::iq;
-use super::stream::{SERVER, STREAMS};
+use super::stream::{COMPONENT, STREAMS};
 use super::xml::{Element, escaped};
-use super::{Answer, Config, Counters, Edges, Stanza, StanzaError};
+use super::{Answer, Config, Counters, Edges, Stanza, StanzaError, component};
 use crate::{SimulatorError, tls};
 
 /// Namespace of stanza error conditions (RFC 6120 §8.3.3).
@@ -44,8 +44,10 @@ pub(super) struct Hub {
     /// `None` without a single root: nobody is trusted then.
     verifier: Option<Arc<WebPkiServerVerifier>>,
     clock: Clock,
-    /// The stream to the push service, opened when it is first needed.
-    link: Mutex<Option<Link>>,
+    /// The stream to the push service: opened when it is first needed, or the component's.
+    pub(super) link: Mutex<Option<Link>>,
+    /// Number of the newest component's stream; 0 before the first. Each of them holds a receiver.
+    pub(super) component: watch::Sender<u64>,
     pending: RefCell<HashMap<String, Pending>>,
     /// Told when the last pending request ends.
     settled: Notify,
@@ -103,6 +105,7 @@ impl Hub {
             verifier: verifier.build().ok(),
             clock: edges.clock.clone(),
             link: Mutex::new(None),
+            component: watch::Sender::new(0),
             pending: RefCell::default(),
             settled: Notify::new(),
             run: fastrand::u64(..),
@@ -143,10 +146,13 @@ impl Hub {
     }
 
     /// Writes on the stream to the push service, which is opened first if there is none. A stream that
-    /// breaks under the write is replaced once.
+    /// breaks under the write is replaced once. Of a component the stream is its to open.
     pub(super) async fn send(self: &Rc<Self>, xml: &[u8]) -> Result<(), SimulatorError> {
         if self.is_stopping() {
             return Err(SimulatorError::Stopping);
+        }
+        if self.config.component.is_some() {
+            return component::send(self, xml).await;
         }
         let mut link = self.link.lock().await;
         if let Some(open) = link.as_mut().filter(|open| open.is_alive())
@@ -238,16 +244,20 @@ impl Hub {
         }
     }
 
-    /// Takes a stanza from an authenticated stream; `may_send` tells whether a domain is authenticated
-    /// on it. Gives the condition of the stream error that ends the stream, if it must end.
+    /// Takes a stanza from an authenticated stream with this content namespace; `may_send` tells whether
+    /// a domain is authenticated on it. Gives the condition of the stream error that ends the stream, if it must end.
     pub(super) async fn deliver(
         self: &Rc<Self>,
         stanza: Element,
         xml: &[u8],
+        namespace: &str,
         may_send: impl Fn(&str) -> bool,
     ) -> Result<(), &'static str> {
-        if stanza.namespace != SERVER {
-            self.violation("a stanza is not in jabber:server");
+        if stanza.namespace != namespace {
+            self.violation(match namespace {
+                COMPONENT => "a stanza is not in jabber:component:accept",
+                _ => "a stanza is not in jabber:server",
+            });
             return Err("invalid-namespace");
         }
         let (Some(from), Some(to)) = (stanza.attribute("from"), stanza.attribute("to")) else {
@@ -382,7 +392,7 @@ pub(super) fn answer_of(stanza: &Element) -> Answer {
 
 /// Type and condition of an error stanza; empty where it has none.
 pub(super) fn error_of(stanza: &Element) -> StanzaError {
-    let error = stanza.child("error", SERVER);
+    let error = stanza.child("error", &stanza.namespace);
     let condition = error.and_then(|error| {
         let mut conditions = error.children.iter();
         conditions.find(|child| child.namespace == STANZA_ERRORS && child.name != "text")

@@ -13,7 +13,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::hub::{Hub, domain_of};
 use super::outbound;
-use super::stream::{self, DIALBACK, Received, SASL, STREAMS, StreamReader, TLS};
+use super::stream::{self, DIALBACK, Received, SASL, SERVER, STREAMS, StreamReader, TLS};
 use super::xml::{Element, escaped};
 use crate::SimulatorError;
 
@@ -134,7 +134,7 @@ impl<'a> Inbound<'a> {
                 Received::Stanza(stanza) => {
                     if let Some(flood) = self.hub.flood.borrow_mut().as_mut()
                         && self.authenticated.contains(&self.hub.config.service)
-                        && flood.take(&stanza)
+                        && flood.take(&stanza, SERVER)
                     {
                         continue;
                     }
@@ -203,7 +203,7 @@ impl<'a> Inbound<'a> {
         } else {
             let authenticated = &self.authenticated;
             let may_send = |domain: &str| authenticated.contains(domain);
-            if let Err(condition) = self.hub.deliver(element, xml, may_send).await {
+            if let Err(condition) = self.hub.deliver(element, xml, SERVER, may_send).await {
                 self.fail(condition).await?;
                 return Ok(false);
             }

@@ -24,7 +24,7 @@ pub(super) struct Outbound {
 
 /// The writing half of an authenticated stream whose reading half is watched.
 pub(super) struct Link {
-    writer: WriteHalf<TlsStream<TcpStream>>,
+    writer: Box<dyn AsyncWrite + Unpin>,
     alive: Rc<Cell<bool>>,
 }
 
@@ -191,11 +191,19 @@ impl Outbound {
             still_alive.set(false);
             hub.drop_dead_link().await;
         });
-        Link { writer, alive }
+        Link::new(writer, alive)
     }
 }
 
 impl Link {
+    /// `alive` is for the one who reads to keep.
+    pub(super) fn new(writer: impl AsyncWrite + Unpin + 'static, alive: Rc<Cell<bool>>) -> Self {
+        Self {
+            writer: Box::new(writer),
+            alive,
+        }
+    }
+
     pub(super) fn is_alive(&self) -> bool {
         self.alive.get()
     }

@@ -8,6 +8,8 @@ use crate::SimulatorError;
 
 /// The content namespace between servers.
 pub(super) const SERVER: &str = "jabber:server";
+/// The content namespace between a component and its server (XEP-0114).
+pub(super) const COMPONENT: &str = "jabber:component:accept";
 /// Namespace of the stream's own elements.
 pub(super) const STREAMS: &str = "http://etherx.jabber.org/streams";
 /// Namespace of stream error conditions.
@@ -25,6 +27,8 @@ pub(super) struct StreamReader<R> {
     buffer: BytesMut,
     splitter: Splitter,
     scope: Scope,
+    /// The content namespace that the header must have.
+    namespace: &'static str,
 }
 
 /// What came in.
@@ -38,12 +42,23 @@ pub(super) enum Received {
 }
 
 impl<R: AsyncRead + Unpin> StreamReader<R> {
+    /// Of a stream between servers.
     pub(super) fn new(io: R) -> Self {
+        Self::of(SERVER, io)
+    }
+
+    /// Of a component's stream.
+    pub(super) fn of_component(io: R) -> Self {
+        Self::of(COMPONENT, io)
+    }
+
+    fn of(namespace: &'static str, io: R) -> Self {
         Self {
             io,
             buffer: BytesMut::with_capacity(64 * 1024),
             splitter: Splitter::default(),
             scope: Scope::default(),
+            namespace,
         }
     }
 
@@ -60,7 +75,7 @@ impl<R: AsyncRead + Unpin> StreamReader<R> {
                         let (header, scope) =
                             xml::parse_opening(&opening).map_err(SimulatorError::Protocol)?;
                         self.scope = scope;
-                        check_header(&header, &self.scope)?;
+                        check_header(&header, &self.scope, self.namespace)?;
                         Ok(Received::Header(header))
                     }
                     Piece::Stanza(end) => Ok(Received::Stanza(self.buffer.split_to(end).freeze())),
@@ -133,6 +148,7 @@ impl<R: AsyncRead + AsyncWrite> StreamReader<R> {
             buffer: self.buffer,
             splitter: self.splitter,
             scope: self.scope,
+            namespace: self.namespace,
         };
         (reader, writer)
     }
@@ -180,15 +196,19 @@ pub(super) fn stream_error(error: &Element) -> SimulatorError {
     }
 }
 
-fn check_header(header: &Element, scope: &Scope) -> Result<(), SimulatorError> {
+fn check_header(header: &Element, scope: &Scope, namespace: &str) -> Result<(), SimulatorError> {
     let wrong = SimulatorError::Protocol;
     if !header.is("stream", STREAMS) {
         return Err(wrong("the header is not a stream"));
     }
-    if scope.default_namespace() != SERVER {
-        return Err(wrong("the default namespace is not jabber:server"));
+    if scope.default_namespace() != namespace {
+        return Err(wrong(match namespace {
+            COMPONENT => "the default namespace is not jabber:component:accept",
+            _ => "the default namespace is not jabber:server",
+        }));
     }
-    if header.attribute("version") != Some("1.0") {
+    // Components' streams are older than versions.
+    if namespace != COMPONENT && header.attribute("version") != Some("1.0") {
         return Err(wrong("the version is not 1.0"));
     }
     Ok(())
