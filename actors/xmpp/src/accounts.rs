@@ -6,8 +6,10 @@
 //! them do, something is left for the next (after Choudhury and Hahne, "Dynamic queue length thresholds
 //! for shared-memory packet switches", 1998).
 //!
-//! Many sources can use up all the same. What has proven nothing yet is therefore held revocably: where
-//! nothing is left, the oldest gives way to a source that holds less.
+//! Many sources, or a few one after the other, can use up all the same. What has proven nothing yet is therefore
+//! held revocably: where nothing is left, the oldest gives way to a source that holds less. And an eighth is left
+//! to those who have proven nothing: where others have the rest, whoever proves itself next gets the oldest of the
+//! source that holds most.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -122,6 +124,8 @@ struct Pool {
     used: AtomicUsize,
     /// What may be taken back, the oldest first.
     revocable: Mutex<BTreeMap<u64, Lease>>,
+    /// What was so once and has proven itself.
+    kept: Mutex<BTreeMap<u64, Lease>>,
     next: AtomicU64,
     /// Wakes who waits for room.
     freed: Notify,
@@ -134,6 +138,7 @@ impl Pool {
             per_source,
             used: AtomicUsize::new(0),
             revocable: Mutex::default(),
+            kept: Mutex::default(),
             next: AtomicU64::new(0),
             freed: Notify::new(),
         }
@@ -141,6 +146,15 @@ impl Pool {
 
     fn revocable(&self) -> MutexGuard<'_, BTreeMap<u64, Lease>> {
         lock(&self.revocable)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<u64, Lease>> {
+        lock(&self.kept)
+    }
+
+    /// How many may be kept.
+    const fn kept_max(&self) -> usize {
+        self.total - self.total / 8
     }
 
     fn left(&self) -> usize {
@@ -284,7 +298,7 @@ impl Account {
             holder: Arc::clone(&self.0),
             good,
             amount: 0,
-            revocable: None,
+            lease: None,
         }
     }
 
@@ -302,7 +316,11 @@ impl Account {
             revoked: Arc::clone(&revoked),
         };
         pool.revocable().insert(id, lease);
-        hold.revocable = Some((id, revoked));
+        hold.lease = Some(Leased {
+            id,
+            revoked,
+            is_kept: false,
+        });
         Some(hold)
     }
 }
@@ -312,7 +330,14 @@ pub(crate) struct Hold {
     holder: Arc<Holder>,
     good: Good,
     amount: usize,
-    revocable: Option<(u64, Arc<Notify>)>,
+    lease: Option<Leased>,
+}
+
+/// What names the lease of a hold.
+struct Leased {
+    id: u64,
+    revoked: Arc<Notify>,
+    is_kept: bool,
 }
 
 impl Hold {
@@ -366,24 +391,69 @@ impl Hold {
 
     /// What tells when it is taken back.
     pub(crate) fn revocation(&self) -> Revocation {
-        Revocation(
-            self.revocable
-                .as_ref()
-                .map(|(_, revoked)| Arc::clone(revoked)),
-        )
+        Revocation(self.lease.as_ref().map(|lease| Arc::clone(&lease.revoked)))
     }
 
-    /// From now on it is not taken back. Returns whether it was not yet.
+    /// From now on only a source that holds less may have it, once that has proven itself too. Returns whether it
+    /// was not taken back, and may be kept.
     pub(crate) fn keep(&mut self) -> bool {
-        let Some((id, _)) = self.revocable.take() else {
+        let pool = self.holder.pool(self.good);
+        let Some(lease) = self.lease.as_mut().filter(|lease| !lease.is_kept) else {
             return self.amount > 0;
         };
-        let kept = self.holder.pool(self.good).revocable().remove(&id);
-        if kept.is_none() {
+        let mut kept = pool.kept();
+        if kept.len() >= pool.kept_max() {
+            let shortages = self.holder.accounts.shortages();
+            shortages.note(self.good, Kind::OfAll, Some(&self.holder.source));
+            if !revoke_of_richest(&self.holder, self.good, &mut kept) {
+                return false;
+            }
+        }
+        let Some(moved) = pool.revocable().remove(&lease.id) else {
+            self.lease = None;
+            self.amount = 0;
+            return false;
+        };
+        lease.is_kept = true;
+        kept.insert(lease.id, moved);
+        true
+    }
+
+    /// Gives the lease up. What was taken back is no longer there to give.
+    fn surrender(&mut self) {
+        let Some(lease) = self.lease.take() else {
+            return;
+        };
+        let pool = self.holder.pool(self.good);
+        let found = match lease.is_kept {
+            true => pool.kept().remove(&lease.id),
+            false => pool.revocable().remove(&lease.id),
+        };
+        if found.is_none() {
             self.amount = 0;
         }
-        kept.is_some()
     }
+}
+
+/// Takes back the oldest that was kept, of the source that holds most, if it holds more than the taker.
+fn revoke_of_richest(taker: &Holder, good: Good, kept: &mut BTreeMap<u64, Lease>) -> bool {
+    let holds = |holder: &Holder| holder.held(good).load(Ordering::Relaxed);
+    let mine = holds(taker);
+    // The first of those that hold the same is the oldest.
+    let richest = kept
+        .iter()
+        .rev()
+        .max_by_key(|(_, lease)| holds(&lease.holder))
+        .filter(|(_, lease)| holds(&lease.holder) > mine)
+        .map(|(id, _)| *id);
+    let Some(Lease { holder, revoked }) = richest.and_then(|id| kept.remove(&id)) else {
+        return false;
+    };
+    holder.held(good).fetch_sub(1, Ordering::Relaxed);
+    taker.pool(good).used.fetch_sub(1, Ordering::Relaxed);
+    taker.pool(good).freed.notify_one();
+    revoked.notify_one();
+    true
 }
 
 /// Takes back the oldest that can be, of a source that holds more than `held`, or of any if that is none.
@@ -407,8 +477,7 @@ fn revoke_oldest(taker: &Holder, good: Good, held: usize) -> bool {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        // What was taken back is no longer ours to give.
-        self.keep();
+        self.surrender();
         self.holder.release(self.good, self.amount);
     }
 }
@@ -531,6 +600,53 @@ mod tests {
         drop((other, new, proven));
         assert_eq!(accounts.left(Good::Streams), 3);
         assert!(lock(&accounts.0.holders).is_empty());
+    }
+
+    /// One after the other takes half of what the others have left.
+    #[test]
+    fn who_proves_itself_gets_a_place_of_who_has_most() {
+        let accounts = accounts(64, 1);
+        let mut taken = Vec::new();
+        let mut proven = |last: u8| {
+            let mut hold = account(&accounts, last).take_revocable(Good::Streams)?;
+            hold.keep().then(|| taken.push((last, hold)))
+        };
+        for greedy in 1..=10 {
+            while proven(greedy).is_some() {}
+        }
+        for newcomer in 100..120 {
+            assert!(proven(newcomer).is_some(), "{newcomer}");
+        }
+        // Nobody is left with less than the newcomers have.
+        taken.retain(|(_, hold)| {
+            let revoked = hold.revocation();
+            revoked.come().now_or_never().is_none()
+        });
+        assert_eq!(taken.len(), 56);
+        for source in (1..=10).chain(100..120) {
+            let left = taken.iter().filter(|(last, _)| *last == source).count();
+            assert!(left > 0, "{source}");
+        }
+        taken.clear();
+        assert_eq!(accounts.left(Good::Streams), 64);
+        assert!(lock(&accounts.0.holders).is_empty());
+    }
+
+    /// Whatever comes without proof, and from however many places.
+    #[test]
+    fn what_is_kept_does_not_give_way_to_who_has_proven_nothing() {
+        let accounts = accounts(64, 1);
+        let mut rich: Vec<_> = (0..20)
+            .map(|_| account(&accounts, 1).take_revocable(Good::Streams).unwrap())
+            .collect();
+        assert!(rich.iter_mut().all(Hold::keep));
+        let strangers: Vec<_> = (2..=200)
+            .filter_map(|last| account(&accounts, last).take_revocable(Good::Streams))
+            .collect();
+        assert_eq!(strangers.len(), 199);
+        for hold in &rich {
+            assert!(hold.revocation().come().now_or_never().is_none());
+        }
     }
 
     #[test]

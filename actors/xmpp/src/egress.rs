@@ -297,7 +297,7 @@ struct Keeper {
     backoff: Backoff,
     /// Pings in a row that the peer did not answer.
     unanswered: u32,
-    /// Revocable until the peer was reached once.
+    /// Taken back at any time until the peer was reached once, and then for one whose source has less.
     place: Hold,
 }
 
@@ -329,7 +329,10 @@ impl Keeper {
             biased;
             () = revocation.come() => {
                 let (local, remote) = &self.pair;
-                tracing::debug!(%local, peer = %remote, "a peer that was never reached gave way");
+                tracing::debug!(%local, peer = %remote, "a stream to a peer gave way to another");
+                if self.link.open.get() {
+                    self.shared.counters.streams_open.remove(1);
+                }
             }
             () = self.keep() => {}
         }
@@ -343,7 +346,9 @@ impl Keeper {
             self.shared.counters.connects.add(1);
             match outbound::open(&self.shared.ingress, local, remote).await {
                 Ok((opened, trace)) => {
-                    self.place.keep();
+                    if !self.place.keep() {
+                        return;
+                    }
                     self.link.open.set(true);
                     self.shared.counters.streams_open.add(1);
                     let served = self.converse(opened, trace).await;

@@ -1057,7 +1057,8 @@ impl Rule for Inbound {
 const fn gave_way() -> Fault {
     Fault::refuse(
         StreamCondition::ResourceConstraint,
-        "all streams were taken, and it had proven nothing yet: it gave way to another",
+        "all streams were taken, and its address had most of them, or it had proven nothing yet: it gave way to \
+         another",
     )
 }
 
