@@ -69,5 +69,20 @@ async fn each_process_goes_on_with_the_provider_token_of_the_one_before() {
         answered = pushing => panic!("{answered:?}"),
     }
     service.kill().await;
+
+    // Damaged, it is passed over, which is said once.
+    for entry in std::fs::read_dir(world.directory().join("provider-tokens")).unwrap() {
+        std::fs::write(entry.unwrap().path(), "").unwrap();
+    }
+    let mut service = Campanile::serve(world.config_file());
+    world.service_is_at(service.address().await).await;
+    let pushing = world.chat.trigger.send(publish(device.as_ref().unwrap()));
+    let told = service.line("is passed over");
+    let told = tokio::select! {
+        told = told => told,
+        answered = pushing => panic!("{answered:?}"),
+    };
+    assert!(told.contains("WARN") && told.contains("for up to 20 minutes"), "{told}");
+    service.kill().await;
     world.stop().await;
 }

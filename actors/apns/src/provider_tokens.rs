@@ -19,7 +19,7 @@ use crate::signing_key::SigningKey;
 use crate::token_file::{Kept, Shut, TokenFile, Unusable};
 
 /// APNs answers `TooManyProviderTokenUpdates` to tokens that change faster.
-const AGE_MIN: Duration = Duration::from_secs(20 * 60);
+pub(crate) const AGE_MIN: Duration = Duration::from_secs(20 * 60);
 
 /// How often ages are looked at. Far below the distance between renewal and expiry.
 const CHECK: Duration = Duration::from_secs(10);

@@ -67,6 +67,7 @@ impl Route {
             Class::Accepted => {
                 push.app.guard.accepted(push.mark(), now);
                 push.app.breaker.close();
+                self.token_taken();
                 push.claim.settle(PushOutcome::Accepted);
                 Fate::Keep
             }
@@ -124,8 +125,10 @@ impl Route {
                 push.app.alarm(
                     &reason,
                     now,
-                    "another program signs provider tokens for this team: let one sign for all",
+                    "another program signs provider tokens for this team: let one sign for all; or the token in \
+                     apns.token_dir was lost, then it is over within 20 minutes",
                 );
+                self.token_not_allowed(now);
                 self.pause(push, details.retry_after, now);
                 Fate::RetireSlowly
             }
