@@ -82,7 +82,10 @@ async fn each_process_goes_on_with_the_provider_token_of_the_one_before() {
         told = told => told,
         answered = pushing => panic!("{answered:?}"),
     };
-    assert!(told.contains("WARN") && told.contains("for up to 20 minutes"), "{told}");
+    assert!(
+        told.contains("WARN") && told.contains("for up to 20 minutes"),
+        "{told}"
+    );
     service.kill().await;
     world.stop().await;
 }

@@ -21,14 +21,14 @@ pub(crate) fn is_exposed(path: &Path) -> bool {
 }
 
 /// Tries whether tokens can be kept in a directory, and leaves nothing behind. One that is not there is made
-/// when it is needed.
+/// when it is needed, if that can be.
 ///
 /// # Errors
-/// It cannot be written, or is no directory.
+/// It cannot be written or made, or is no directory.
 pub(crate) fn try_directory(directory: &Path) -> io::Result<()> {
     let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     if fs::metadata(directory).as_ref().err().is_some_and(missing) {
-        return Ok(());
+        return files::writable(directory);
     }
     let path = directory.join(format!("check-{}", std::process::id()));
     OpenOptions::new()

@@ -196,10 +196,16 @@ impl Route {
         let stopped = push.app.breaker.refused(now);
         if stopped || push.tries.refused {
             let skew = self.skew(details);
-            let what_to_do = skew.as_deref().unwrap_or(
-                "APNs refuses this app's configuration: check topic, environment, team_id, key_id and \
-                 key_file",
-            );
+            let what_to_do = skew.as_deref().unwrap_or(match self.upstream.key {
+                Some(_) => {
+                    "APNs refuses this app's configuration: check topic, environment, team_id, key_id and \
+                     key_file"
+                }
+                None => {
+                    "APNs refuses this app's configuration: check topic, environment and certificate_file; \
+                     if they are right, the certificate may have been revoked: make a new one"
+                }
+            });
             push.app.alarm(reason, now, what_to_do);
         }
         if push.tries.refused {
