@@ -201,7 +201,8 @@ impl Writer {
         }
     }
 
-    /// Goes on with dead tokens, with an erasure and with counting. Called between two groups, when all that was written is durable.
+    /// Goes on with dead tokens, with counting and with an erasure. Called between two groups, when all that was
+    /// written is durable.
     ///
     /// # Errors
     /// [`Broken`], after which the writer must not be used again.
