@@ -69,5 +69,22 @@ async fn each_process_goes_on_with_the_provider_token_of_the_one_before() {
         answered = pushing => panic!("{answered:?}"),
     }
     service.kill().await;
+
+    // Damaged, it is passed over, which is said once.
+    for entry in std::fs::read_dir(world.directory().join("provider-tokens")).unwrap() {
+        std::fs::write(entry.unwrap().path(), "").unwrap();
+    }
+    let mut service = Campanile::serve(world.config_file());
+    world.service_is_at(service.address().await).await;
+    let is_told = |line: &String| line.contains("is passed over");
+    if !service.lines.iter().any(is_told) {
+        service.line("is passed over").await;
+    }
+    service.kill().await;
+    let told: Vec<_> = service.lines.iter().filter(|line| is_told(line)).collect();
+    assert!(
+        matches!(told[..], [told] if told.contains("WARN") && told.contains("for up to 20 minutes")),
+        "{told:?}"
+    );
     world.stop().await;
 }

@@ -15,6 +15,9 @@ use zeroize::Zeroizing;
 /// The extension in which Apple lists the topics of a certificate.
 const TOPICS: &str = "1.2.840.113635.100.6.3.6";
 
+/// The attribute of the subject in which Apple names the bundle id.
+const UID: &str = "0.9.2342.19200300.100.1.1";
+
 /// What is wanted where something else was given.
 const WANTED: &str = "give a PEM file of the certificate that Apple issued";
 
@@ -65,12 +68,14 @@ impl Certificate {
             let pem = files::read(key_file, files::SMALL)
                 .map(Zeroizing::new)
                 .map_err(|error| (name, format!("cannot be read: {error}")))?;
-            let key = PrivateKeyDer::from_pem_slice(&pem)
-                .map_err(|_| (name, "holds no private key in PEM".to_owned()))?;
+            let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| (name, no_key(name)))?;
             (chain, key)
         };
         let leaf = leaf(&chain).map_err(|problem| ("certificate_file", problem))?;
-        let topics = topics(&leaf);
+        let mut topics = topics(&leaf);
+        if topics.is_empty() {
+            topics.extend(bundle_id(&leaf));
+        }
         let not_after = leaf.validity().not_after.timestamp();
         Ok(Self {
             topics,
@@ -79,6 +84,21 @@ impl Certificate {
             chain,
         })
     }
+}
+
+/// That there is no key where this key of the configuration says.
+fn no_key(name: &str) -> String {
+    match name {
+        "certificate_file" => {
+            "holds no private key in PEM: name the file of the key in certificate_key_file, or add the key to \
+             this file"
+        }
+        _ => {
+            "holds no private key in PEM: give the key that the certificate's signing request was made with, \
+             without a password"
+        }
+    }
+    .to_owned()
 }
 
 /// Whether this is a DER sequence with a length of its own, as PKCS#12 is and no text can be.
@@ -124,11 +144,13 @@ fn from_pkcs12(file: &Path, data: &[u8], password: Option<&String>) -> Result<Pa
     let archive = found.map_err(|error| match error {
         Pkcs12Error::MacError(_) if password.is_some() => (
             "certificate_password_file",
-            "the password does not open certificate_file".to_owned(),
+            "the password does not open certificate_file; if it is the right one, that file is damaged: \
+             export it again"
+                .to_owned(),
         ),
         Pkcs12Error::MacError(_) => wrong(
             "has a password: write it into a file of one line, and name that in \
-             certificate_password_file"
+             certificate_password_file; if it has none, it is damaged: export it again"
                 .to_owned(),
         ),
         Pkcs12Error::UnsupportedEncryptionScheme | Pkcs12Error::Pkcs5Error(_) => wrong(format!(
@@ -139,7 +161,9 @@ fn from_pkcs12(file: &Path, data: &[u8], password: Option<&String>) -> Result<Pa
         Pkcs12Error::DerError(_) => wrong(format!(
             "is no PKCS#12 that can be read; a .cer of Apple's has no key: {WANTED}, with its key"
         )),
-        error => wrong(format!("is no usable PKCS#12: {error}: {WANTED}")),
+        error => wrong(format!(
+            "is no usable PKCS#12 ({error}), perhaps damaged: export the certificate with its key again"
+        )),
     })?;
     let mut keys = archive.keys.into_iter();
     let (Some(key), None) = (keys.next(), keys.next()) else {
@@ -162,6 +186,16 @@ fn from_pkcs12(file: &Path, data: &[u8], password: Option<&String>) -> Result<Pa
     }
     let key = PrivatePkcs8KeyDer::from(key.key.as_der().to_vec());
     Ok((chain, key.into()))
+}
+
+/// The bundle id in the subject; a certificate for calls has `.voip` behind it.
+fn bundle_id(certificate: &X509Certificate<'_>) -> Option<String> {
+    let uid = certificate
+        .subject()
+        .iter_attributes()
+        .find(|attribute| attribute.attr_type().to_id_string() == UID)?;
+    let uid = uid.as_str().ok()?;
+    Some(uid.strip_suffix(".voip").unwrap_or(uid).to_owned())
 }
 
 /// The topics in Apple's extension: a sequence in which each is followed by a sequence of words for what
@@ -196,6 +230,20 @@ pub(crate) mod tests {
 
     /// A certificate in the form of Apple's, with its key, as one PEM.
     pub(crate) fn pem(topics: &[&str], not_after: (i32, u8, u8)) -> String {
+        let params = CertificateParams::new(Vec::new()).unwrap();
+        signed(params, topics, not_after)
+    }
+
+    /// The same with the bundle id in the subject.
+    pub(crate) fn pem_of(uid: &str, topics: &[&str]) -> String {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        let attribute = vec![0, 9, 2342, 19_200_300, 100, 1, 1];
+        let attribute = rcgen::DnType::CustomDnType(attribute);
+        params.distinguished_name.push(attribute, uid);
+        signed(params, topics, (2030, 1, 2))
+    }
+
+    fn signed(mut params: CertificateParams, topics: &[&str], not_after: (i32, u8, u8)) -> String {
         let mut list = Vec::new();
         for topic in topics {
             list.extend([0x0c, u8::try_from(topic.len()).unwrap()]);
@@ -205,7 +253,6 @@ pub(crate) mod tests {
         }
         let mut content = vec![0x30, u8::try_from(list.len()).unwrap()];
         content.extend(list);
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.not_after = rcgen::date_time_ymd(not_after.0, not_after.1, not_after.2);
         if !topics.is_empty() {
             params.custom_extensions = vec![CustomExtension::from_oid_content(
@@ -241,6 +288,23 @@ pub(crate) mod tests {
         );
     }
 
+    #[test]
+    fn without_the_extension_the_subject_names_the_topic() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("app.pem");
+        for (uid, expected) in [
+            ("com.example.app", "com.example.app"),
+            ("com.example.app.voip", "com.example.app"),
+        ] {
+            std::fs::write(&file, pem_of(uid, &[])).unwrap();
+            let certificate = Certificate::load(&file, None, None).unwrap();
+            assert_eq!(certificate.topics, [expected]);
+        }
+        std::fs::write(&file, pem_of("com.example.app", &["com.example.other"])).unwrap();
+        let certificate = Certificate::load(&file, None, None).unwrap();
+        assert_eq!(certificate.topics, ["com.example.other"]);
+    }
+
     /// What is wrong with a file of this content.
     #[track_caller]
     fn check_refused(content: &[u8], password: Option<&str>, key: &str, expected: &str) {
@@ -263,7 +327,8 @@ pub(crate) mod tests {
         check_refused(broken, None, FILE, "no certificate");
         let pem = pem(&[], (2030, 1, 2));
         let (certificate, _) = pem.split_once("-----BEGIN PRIVATE").unwrap();
-        check_refused(certificate.as_bytes(), None, FILE, "holds no private key");
+        let where_it_is = "name the file of the key in certificate_key_file";
+        check_refused(certificate.as_bytes(), None, FILE, where_it_is);
         let wanted = "only PKCS#12 has a password";
         let key = "certificate_password_file";
         check_refused(pem.as_bytes(), Some("x"), key, wanted);
@@ -354,6 +419,10 @@ pub(crate) mod tests {
     fn old_or_locked_pkcs12_is_told_with_what_to_do() {
         const FILE: &str = "certificate_file";
         const CONVERT: &str = "openssl pkcs12 -legacy -nodes -in";
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("app.p12");
+        let password_file = directory.path().join("password");
+        std::fs::write(&password_file, "x").unwrap();
         let pem = pem(&["com.example.app"], (2030, 1, 2));
         // As Keychain wrote them: RC2 for the certificate, 3DES for the key.
         let old = pkcs12(&pem, &["-legacy", "-passout", "pass:x"]);
@@ -373,5 +442,18 @@ pub(crate) mod tests {
         let (certificate, _) = pem.split_once("-----BEGIN PRIVATE").unwrap();
         let keyless = pkcs12(certificate, &["-nokeys", "-passout", "pass:"]);
         check_refused(&keyless, None, FILE, "holds no key");
+        // Whatever is damaged in it, there is something to do.
+        for at in (4..modern.len()).step_by(97) {
+            let mut damaged = modern.clone();
+            damaged[at] ^= 0x55;
+            std::fs::write(&file, damaged).unwrap();
+            if let Err((_, problem)) = Certificate::load(&file, None, Some(&password_file)) {
+                let advised = ["export it again", "with its key", "convert it", "key alone"];
+                assert!(
+                    advised.iter().any(|advice| problem.contains(advice)),
+                    "{at}: {problem}"
+                );
+            }
+        }
     }
 }

@@ -159,10 +159,15 @@ pub enum Error {
     )]
     NotHttp2,
     /// HTTP/2 failed before the connection was usable.
-    #[error("HTTP/2 failed before the first SETTINGS: {0}")]
+    #[error(
+        "HTTP/2 failed before the first SETTINGS: {0}: check endpoint; something on the way may open TLS"
+    )]
     Handshake(#[source] h2::Error),
     /// The peer closed the connection before it was usable.
-    #[error("the peer closed before the first SETTINGS")]
+    #[error(
+        "the peer closed before the first SETTINGS: check endpoint, certificate_file if there is one, and \
+         what is on the way"
+    )]
     ClosedEarly,
     /// The connection was not usable in time.
     #[error("no usable connection in time: check that a firewall lets TCP to it pass")]

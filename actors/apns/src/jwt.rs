@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use messages::{Bearer, SigningKeyId, UnixSeconds};
+use ring::digest::{SHA256, digest};
 use ring::error::Unspecified;
 use ring::rand::SystemRandom;
 use ring::signature::{
@@ -67,6 +68,14 @@ impl Signer {
     /// The public key, an uncompressed point.
     pub(crate) fn public_key(&self) -> &[u8] {
         self.key.public_key().as_ref()
+    }
+
+    /// What tells this key from others in the name of a file: 16 hexadecimal digits of a digest of the
+    /// public key.
+    pub(crate) fn fingerprint(&self) -> String {
+        let digest = digest(&SHA256, self.public_key());
+        let digits = digest.as_ref().iter().take(8);
+        digits.map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Signs a token with `issued_at` as its `iat`.

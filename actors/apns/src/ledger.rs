@@ -152,6 +152,12 @@ impl Ledger {
         push(&self.dead, token);
     }
 
+    /// Whether somebody must be told something now.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        let owing = self.owing.borrow();
+        owing.first_key_value().is_some_and(|(key, _)| key.0 <= now)
+    }
+
     /// Tells [`PushOutcome::Deferred`] to what is due now and still owed.
     pub(crate) fn defer_due(&self, now: Instant) {
         while let Some(batch) = self.first_due(now) {
@@ -345,6 +351,11 @@ impl Claim {
     /// Tells the outcome, unless the ticket was told something before.
     pub(crate) fn settle(&self, outcome: PushOutcome) {
         self.batch.settle(self.slot, outcome);
+    }
+
+    /// Whether it must be told something now.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.batch.key.0 <= now
     }
 
     /// Has the outcome told by who knows whether the registration lives on without this token.

@@ -119,6 +119,11 @@ impl Pool {
 
     fn tick(&self) {
         let now = Instant::now();
+        if self.lane.ledger.is_due(now) {
+            for route in &self.routes {
+                route.tell_refused(now);
+            }
+        }
         self.lane.ledger.defer_due(now);
         for route in &self.routes {
             route.tick(now);

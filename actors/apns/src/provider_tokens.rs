@@ -3,6 +3,7 @@
 //! signed is kept for the next start and for others of the team on this machine.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,10 @@ use tokio::time::Instant;
 
 use crate::Upstreams;
 use crate::signing_key::SigningKey;
-use crate::token_file::{Kept, Shut, TokenFile};
+use crate::token_file::{Kept, Shut, TokenFile, Unusable};
 
 /// APNs answers `TooManyProviderTokenUpdates` to tokens that change faster.
-const AGE_MIN: Duration = Duration::from_secs(20 * 60);
+pub(crate) const AGE_MIN: Duration = Duration::from_secs(20 * 60);
 
 /// How often ages are looked at. Far below the distance between renewal and expiry.
 const CHECK: Duration = Duration::from_secs(10);
@@ -201,10 +202,24 @@ impl Issuer {
             Some(Ok(locked)) => Some(locked),
             None => None,
         };
-        let found = locked
-            .as_ref()
-            .and_then(|locked| locked.read(&signer))
-            .filter(|kept| self.takes(kept, now, slot));
+        let read = locked.as_ref().map(|locked| locked.read(&signer));
+        let found = match read.transpose() {
+            Ok(kept) => kept.flatten(),
+            Err(Unusable { path, problem }) => {
+                pass_over(&self.key, Some(&path), &problem);
+                None
+            }
+        };
+        let found = found.filter(|kept| {
+            if kept.issued_at > now {
+                pass_over(
+                    &self.key,
+                    None,
+                    "it is of the future by this machine's clock",
+                );
+            }
+            self.takes(kept, now, slot)
+        });
         let (kept, issue) = match found {
             Some(kept) => (kept, Issue::Taken),
             None => {
@@ -226,7 +241,8 @@ impl Issuer {
                     issued_at,
                     signed_at: now,
                 };
-                if let Some(Err(error)) = locked.as_ref().map(|locked| locked.write(&kept)) {
+                if let Some(Err(error)) = locked.as_ref().map(|locked| locked.write(&signer, &kept))
+                {
                     unshared(&self.key, &Shut::Failed(error));
                 }
                 (kept, Issue::Signed)
@@ -281,6 +297,16 @@ fn unshared(key: &SigningKey, shut: &Shut) {
     }
 }
 
+/// A token that is kept is not gone on with, and APNs allows another one only 20 minutes after it.
+fn pass_over(key: &SigningKey, file: Option<&Path>, problem: &str) {
+    tracing::warn!(
+        key = ?key.id(),
+        file = file.map(|path| tracing::field::display(path.display())),
+        "the provider token in token_dir is passed over and another is signed: {problem}; APNs may refuse \
+         new tokens of the team for up to 20 minutes"
+    );
+}
+
 /// How long after `since` it is; nothing when it is before.
 const fn between(since: UnixSeconds, now: UnixSeconds) -> Duration {
     Duration::from_secs(now.0.saturating_sub(since.0))
@@ -307,6 +333,8 @@ impl ProviderTokens {
                 Ok(true) => {
                     tracing::info!(key = ?issuer.key.id(), "the key file has another key: using it");
                     issuer.rekeyed = issuer.last.is_some();
+                    // That was said of the other key's.
+                    issuer.refused = false;
                 }
                 Err(problem) => tracing::error!(
                     key = ?issuer.key.id(),

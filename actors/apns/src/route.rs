@@ -21,6 +21,7 @@ use crate::backoff::{self, Backoff};
 use crate::breaker::Admission;
 use crate::connection::WORDS_MAX;
 use crate::ledger::{Ledger, count};
+use crate::provider_tokens::AGE_MIN;
 use crate::push::Push;
 use crate::reply::Loss;
 use crate::upstream::Upstream;
@@ -55,6 +56,8 @@ pub(crate) struct Route {
     token: RefCell<Option<Token>>,
     /// The token was called expired: it is not used before, unless a newer one comes.
     token_held_until: Cell<Option<Instant>>,
+    /// Since when APNs has called the token one too many, and taken none.
+    one_too_many: Cell<Option<Instant>>,
     expiry_due: Cell<Instant>,
     /// Nothing new is taken.
     draining: Cell<bool>,
@@ -120,6 +123,7 @@ impl Route {
             backoff: RefCell::new(backoff),
             token: RefCell::new(token),
             token_held_until: Cell::default(),
+            one_too_many: Cell::default(),
             expiry_due: Cell::new(now + EXPIRY_CHECK),
             draining: Cell::default(),
             cautious: Cell::default(),
@@ -249,6 +253,36 @@ impl Route {
         if self.lane.refused.try_send(refused).is_err() {
             count(&self.lane.ledger.counters.messages_lost);
         }
+    }
+
+    /// APNs has called the token one too many of its team.
+    pub(crate) fn token_not_allowed(&self, now: Instant) {
+        let since = self.one_too_many.get();
+        if since.is_none_or(|since| now >= since + AGE_MIN) {
+            self.one_too_many.set(Some(now));
+        }
+    }
+
+    /// APNs has taken the token.
+    pub(crate) fn token_taken(&self) {
+        self.one_too_many.set(None);
+    }
+
+    /// Tells those that must be told something now that their pushes will hardly go, if APNs may refuse the
+    /// token for longer than a push stays fresh.
+    pub(crate) fn tell_refused(&self, now: Instant) {
+        let fresh = Duration::from_secs(self.lane.upstreams.config().fresh_seconds);
+        let until = self.one_too_many.get().map(|since| since + AGE_MIN);
+        if until.is_none_or(|until| until <= now + fresh) {
+            return;
+        }
+        self.waiting.borrow_mut().retain(|push| {
+            if push.claim.is_due(now) {
+                push.claim
+                    .settle(PushOutcome::Rejected(Rejection::Unavailable));
+            }
+            true
+        });
     }
 
     /// Sends a push again at once: APNs has certainly not processed it. After many such times it pauses,

@@ -3,7 +3,7 @@
 //! come out as other bytes, which APNs may count as one more token of the team.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,14 +21,14 @@ pub(crate) fn is_exposed(path: &Path) -> bool {
 }
 
 /// Tries whether tokens can be kept in a directory, and leaves nothing behind. One that is not there is made
-/// when it is needed.
+/// when it is needed, if that can be.
 ///
 /// # Errors
-/// It cannot be written, or is no directory.
+/// It cannot be written or made, or is no directory.
 pub(crate) fn try_directory(directory: &Path) -> io::Result<()> {
     let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     if fs::metadata(directory).as_ref().err().is_some_and(missing) {
-        return Ok(());
+        return files::writable(directory);
     }
     let path = directory.join(format!("check-{}", std::process::id()));
     OpenOptions::new()
@@ -39,7 +39,8 @@ pub(crate) fn try_directory(directory: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// The file of one signing key.
+/// The files of the keys of one id: one for each key, by a digest of it, and one lock. The file of another key
+/// in the place of the right one for a while takes no token away.
 pub(crate) struct TokenFile {
     directory: PathBuf,
     name: String,
@@ -52,6 +53,14 @@ pub(crate) struct Kept {
     pub(crate) issued_at: UnixSeconds,
     /// When it was made, which may be late in its slot.
     pub(crate) signed_at: UnixSeconds,
+}
+
+/// A token that is kept and cannot be used.
+#[derive(Debug)]
+pub(crate) struct Unusable {
+    pub(crate) path: PathBuf,
+    /// What is wrong with it.
+    pub(crate) problem: String,
 }
 
 /// The file while no other process looks at it.
@@ -76,7 +85,7 @@ impl From<io::Error> for Shut {
 }
 
 impl TokenFile {
-    /// The file of a key in a directory, which need not be there yet.
+    /// The files of a key's id in a directory, which need not be there yet.
     pub(crate) fn new(directory: &Path, id: &SigningKeyId) -> Self {
         Self {
             directory: directory.to_owned(),
@@ -115,54 +124,71 @@ impl TokenFile {
         }
     }
 
+    fn token_of(&self, signer: &Signer) -> PathBuf {
+        let key = signer.fingerprint();
+        self.directory.join(format!("{}-{key}.token", self.name))
+    }
+
     fn path(&self, extension: &str) -> PathBuf {
         self.directory.join(format!("{}.{extension}", self.name))
     }
 }
 
 impl Locked<'_> {
-    /// The token that is kept, if this key signed it and nobody else may read it.
-    pub(crate) fn read(&self, signer: &Signer) -> Option<Kept> {
-        let path = self.file.path("token");
-        let mode = fs::metadata(&path).ok()?.permissions().mode();
-        if mode & 0o077 != 0 {
-            tracing::warn!(
-                file = %path.display(),
-                "others may read this provider token: it is not used, and replaced"
-            );
-            return None;
+    /// The token that is kept of a key; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub(crate) fn read(&self, signer: &Signer) -> Result<Option<Kept>, Unusable> {
+        let path = self.file.token_of(signer);
+        match self.read_from(&path, signer) {
+            Ok(None) => {}
+            known => return known,
         }
-        let text = files::read_text(&path, files::SMALL).ok()?;
-        let mut lines = text.lines();
-        let signed_at = UnixSeconds(lines.next()?.parse().ok()?);
-        let bearer = Bearer::new(lines.next()?);
-        let issued_at = signer.verify(&bearer)?;
-        Some(Kept {
-            bearer,
-            issued_at,
-            signed_at,
-        })
+        // Where earlier versions kept the token of whatever key.
+        let found = self.read_from(&self.file.path("token"), signer);
+        Ok(found.ok().flatten())
     }
 
-    /// Keeps a token in place of the last. Who reads meanwhile, or after a crash, finds the old one or the
-    /// new one.
+    fn read_from(&self, path: &Path, signer: &Signer) -> Result<Option<Kept>, Unusable> {
+        let unusable = |problem| Unusable {
+            path: path.to_owned(),
+            problem,
+        };
+        let text = match files::read_private(path, files::SMALL) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(unusable(error.to_string())),
+        };
+        match parse(&text, signer) {
+            Some(kept) => Ok(Some(kept)),
+            // Empty, cut short or written over.
+            None => Err(unusable("it holds no token of this key".to_owned())),
+        }
+    }
+
+    /// Keeps a token in place of the last of the same key; what another key signed stays, for that may be
+    /// the right one. Who reads meanwhile, or after a crash, finds the old one or the new one.
     ///
     /// # Errors
     /// The disk is full, or the directory may not be written.
-    pub(crate) fn write(&self, kept: &Kept) -> io::Result<()> {
-        let new = self.file.path("new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(PRIVATE)
-            .open(&new)?;
-        writeln!(file, "{}\n{}", kept.signed_at.0, kept.bearer.as_str())?;
-        fs::rename(new, self.file.path("token"))
+    pub(crate) fn write(&self, signer: &Signer, kept: &Kept) -> io::Result<()> {
+        let text = format!("{}\n{}\n", kept.signed_at.0, kept.bearer.as_str());
+        files::write_private(&self.file.token_of(signer), text.as_bytes())
     }
+}
+
+/// Reads what [`Locked::write`] wrote, if it is of this key.
+fn parse(text: &[u8], signer: &Signer) -> Option<Kept> {
+    let mut lines = std::str::from_utf8(text).ok()?.lines();
+    let signed_at = UnixSeconds(lines.next()?.parse().ok()?);
+    let bearer = Bearer::new(lines.next()?);
+    let issued_at = signer.verify(&bearer)?;
+    Some(Kept {
+        bearer,
+        issued_at,
+        signed_at,
+    })
 }
 
 #[cfg(test)]
@@ -197,32 +223,53 @@ mod tests {
         let file = TokenFile::new(&directory, &id());
         let signer = signer();
         let locked = file.lock().unwrap();
-        assert_eq!(locked.read(&signer), None);
+        assert_eq!(locked.read(&signer).unwrap(), None);
         let first = kept(&signer);
-        locked.write(&first).unwrap();
-        assert_eq!(locked.read(&signer), Some(first));
+        locked.write(&signer, &first).unwrap();
+        assert_eq!(locked.read(&signer).unwrap(), Some(first));
         let second = kept(&signer);
-        locked.write(&second).unwrap();
-        assert_eq!(locked.read(&signer), Some(second.clone()));
-        assert_eq!(locked.read(&self::signer()), None, "another key");
+        locked.write(&signer, &second).unwrap();
+        assert_eq!(locked.read(&signer).unwrap(), Some(second.clone()));
+
+        // What another key signs does not take its place.
+        let other = self::signer();
+        assert_eq!(locked.read(&other).unwrap(), None);
+        let others = kept(&other);
+        locked.write(&other, &others).unwrap();
+        assert_eq!(locked.read(&other).unwrap(), Some(others));
+        assert_eq!(locked.read(&signer).unwrap(), Some(second.clone()));
 
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&directory), 0o700);
-        let path = directory.join("DEF123GHIJ-ABC123DEFG.token");
+        let path = file.token_of(&signer);
         assert_eq!(mode(&path), 0o600);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert_eq!(locked.read(&signer), None, "the group may have read it");
-        locked.write(&second).unwrap();
+        let exposed = locked.read(&signer).unwrap_err().problem;
+        assert!(
+            exposed.contains("others"),
+            "the group may have read it: {exposed}"
+        );
+        locked.write(&signer, &second).unwrap();
         assert_eq!(mode(&path), 0o600);
 
         // Cut short, or written over.
         for broken in ["", "1767225700\n", "then\nbearer a.b.c\n", "1\nbearer a.b"] {
             fs::write(&path, broken).unwrap();
-            assert_eq!(locked.read(&signer), None, "{broken:?}");
+            let unusable = locked.read(&signer).unwrap_err();
+            assert_eq!(unusable.path, path, "{broken:?}");
+            assert!(unusable.problem.contains("no token"), "{broken:?}");
         }
         let forged = second.bearer.as_str().replace("bearer e", "bearer f");
         fs::write(&path, format!("1767225700\n{forged}\n")).unwrap();
-        assert_eq!(locked.read(&signer), None);
+        assert!(locked.read(&signer).is_err());
+
+        // Where earlier versions kept it, for whatever key.
+        fs::remove_file(&path).unwrap();
+        let before = directory.join("DEF123GHIJ-ABC123DEFG.token");
+        fs::write(&before, format!("1767225700\n{}\n", second.bearer.as_str())).unwrap();
+        fs::set_permissions(&before, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(locked.read(&signer).unwrap(), Some(second));
+        assert_eq!(locked.read(&self::signer()).unwrap(), None);
     }
 
     #[test]

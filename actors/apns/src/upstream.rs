@@ -145,6 +145,7 @@ impl Upstreams {
             return Err(builder.errors);
         }
         builder.warn_of_directory(config, apps);
+        builder.warnings.extend(unusable_directory(config, apps));
         for warning in &builder.warnings {
             tracing::warn!("{warning}");
         }
@@ -193,13 +194,15 @@ pub fn inspect(config: &Config, apps: &BTreeMap<String, AppConfig>) -> Vec<Error
     let prepared = Upstreams::prepare(config, apps, Clock::system());
     let mut errors = prepared.err().unwrap_or_default();
     // The service would start without it, and be refused after its next start.
-    if let Some(path) = token_dir(config, apps)
-        && let Err(source) = token_file::try_directory(path)
-    {
-        let path = path.to_owned();
-        errors.push(Error::TokenDir { path, source });
-    }
+    errors.extend(unusable_directory(config, apps));
     errors
+}
+
+/// Why provider tokens cannot be kept, if they cannot.
+fn unusable_directory(config: &Config, apps: &BTreeMap<String, AppConfig>) -> Option<Error> {
+    let path = token_dir(config, apps)?.to_owned();
+    let source = token_file::try_directory(&path).err()?;
+    Some(Error::TokenDir { path, source })
 }
 
 /// Where provider tokens are kept, if there are any.
@@ -417,6 +420,7 @@ impl Builder {
 
     fn warn_of_directory(&mut self, config: &Config, apps: &BTreeMap<String, AppConfig>) {
         if let Some(path) = token_dir(config, apps)
+            && path.is_dir()
             && token_file::is_exposed(path)
         {
             let path = path.to_owned();
@@ -570,13 +574,24 @@ impl Builder {
                 return None;
             }
         };
-        let key = certificate
-            .as_ref()
-            .map_or("ca_file", |_| "certificate_file");
         match tls::client(roots, certificate) {
             Ok(tls) => Some(tls),
             Err(problem) => {
-                self.invalid(name, key, &problem.to_string());
+                let problem = match problem {
+                    rustls::Error::InconsistentKeys(_) => {
+                        "has the key of another certificate: give the key that the signing request of this \
+                         certificate was made with"
+                            .to_owned()
+                    }
+                    other => format!(
+                        "{other}: export the certificate and its key again, with a key of RSA or EC"
+                    ),
+                };
+                match (&app.certificate_key_file, &app.certificate_file) {
+                    (Some(path), _) => self.unusable(name, "certificate_key_file", path, problem),
+                    (None, Some(path)) => self.unusable(name, "certificate_file", path, problem),
+                    (None, None) => self.invalid(name, "ca_file", &problem),
+                }
                 None
             }
         }
@@ -613,7 +628,11 @@ impl Builder {
             return None;
         };
         if certified.is_some_and(|topics| !topics.is_empty() && !topics.contains(topic)) {
-            self.invalid(name, "topic", "the certificate is for other topics");
+            let topics = certified.unwrap_or_default().join(", ");
+            let problem = format!(
+                "the certificate is for {topics}: correct topic, or give the certificate of this app"
+            );
+            self.invalid(name, "topic", &problem);
         }
         let mut templates = Vec::with_capacity(styles.len());
         for (table, style) in styles {
@@ -934,6 +953,19 @@ mod tests {
             matches!(found.as_slice(), [Error::TokenDir { .. }]),
             "{found:?}"
         );
+        // No advice to change what is no directory, and a word on what cannot be made.
+        open_to(0o644, &token_dir);
+        open_to(0o600, &key_file);
+        assert_eq!(warned("ABC123DEFG"), [""; 0]);
+        let below = Config {
+            token_dir: token_dir.join("below"),
+            ..Config::default()
+        };
+        let found = inspect(&below, &app("ABC123DEFG"));
+        assert!(
+            matches!(found.as_slice(), [Error::TokenDir { .. }]),
+            "{found:?}"
+        );
     }
 
     /// What is said of an app with a certificate so many days after the new year of 2030: faults and
@@ -983,8 +1015,43 @@ mod tests {
             ..without_topic.clone()
         };
         check_certificate(&of("com.example.app"), -40, &[], &[]);
-        let wrong = "topic is wrong: the certificate is for other topics";
+        let wrong = "topic is wrong: the certificate is for com.example.app, com.example.app.voip:";
         check_certificate(&of("com.example.other"), -40, &[wrong], &[]);
+        // A key that is not the certificate's, in a file of its own and in the same.
+        let other = crate::certificate::tests::pem(&[], (2030, 1, 2));
+        let (_, other) = other.split_once("-----BEGIN PRIVATE").unwrap();
+        let other = format!("-----BEGIN PRIVATE{other}");
+        let other_file = directory.path().join("other.key");
+        std::fs::write(&other_file, &other).unwrap();
+        open_to(0o600, &other_file);
+        let mixed = AppConfig {
+            certificate_key_file: Some(other_file),
+            ..without_topic.clone()
+        };
+        let wrong = "other.key: has the key of another certificate: give the key";
+        check_certificate(&mixed, -40, &[wrong], &[]);
+        let text = std::fs::read_to_string(without_topic.certificate_file.as_ref().unwrap());
+        let text = text.unwrap();
+        let (certificate, _) = text.split_once("-----BEGIN PRIVATE").unwrap();
+        let mixed_file = directory.path().join("mixed.pem");
+        std::fs::write(&mixed_file, format!("{certificate}{other}")).unwrap();
+        let mixed = AppConfig {
+            certificate_file: Some(mixed_file),
+            ..without_topic.clone()
+        };
+        let wrong = "certificate_file: ";
+        check_certificate(&mixed, -40, &[wrong], &[]);
+        let subject_file = directory.path().join("subject.pem");
+        let subject = crate::certificate::tests::pem_of("com.example.app", &[]);
+        std::fs::write(&subject_file, subject).unwrap();
+        let of_subject = |topic: &str| AppConfig {
+            topic: topic.to_owned(),
+            certificate_file: Some(subject_file.clone()),
+            ..without_topic.clone()
+        };
+        check_certificate(&of_subject("com.example.app"), -40, &[], &[]);
+        let wrong = "topic is wrong: the certificate is for com.example.app:";
+        check_certificate(&of_subject("com.example.other"), -40, &[wrong], &[]);
         let both = AppConfig {
             key_file: key_file(directory.path(), "a.p8"),
             ..without_topic.clone()

@@ -67,6 +67,7 @@ impl Route {
             Class::Accepted => {
                 push.app.guard.accepted(push.mark(), now);
                 push.app.breaker.close();
+                self.token_taken();
                 push.claim.settle(PushOutcome::Accepted);
                 Fate::Keep
             }
@@ -124,8 +125,10 @@ impl Route {
                 push.app.alarm(
                     &reason,
                     now,
-                    "another program signs provider tokens for this team: let one sign for all",
+                    "another program signs provider tokens for this team: let one sign for all; or the token in \
+                     apns.token_dir was lost, then it is over within 20 minutes",
                 );
+                self.token_not_allowed(now);
                 self.pause(push, details.retry_after, now);
                 Fate::RetireSlowly
             }
@@ -193,10 +196,16 @@ impl Route {
         let stopped = push.app.breaker.refused(now);
         if stopped || push.tries.refused {
             let skew = self.skew(details);
-            let what_to_do = skew.as_deref().unwrap_or(
-                "APNs refuses this app's configuration: check topic, environment, team_id, key_id and \
-                 key_file",
-            );
+            let what_to_do = skew.as_deref().unwrap_or(match self.upstream.key {
+                Some(_) => {
+                    "APNs refuses this app's configuration: check topic, environment, team_id, key_id and \
+                     key_file"
+                }
+                None => {
+                    "APNs refuses this app's configuration: check topic, environment and certificate_file; \
+                     if they are right, the certificate may have been revoked: make a new one"
+                }
+            });
             push.app.alarm(reason, now, what_to_do);
         }
         if push.tries.refused {

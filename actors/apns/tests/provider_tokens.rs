@@ -365,6 +365,30 @@ async fn a_replaced_key_file_signs_from_the_next_look_on() {
     assert_ne!(tokens[0].bearer.as_str(), first.bearer.as_str());
 }
 
+/// A new token would be one more than APNs allows.
+#[actix::test]
+async fn the_wrong_key_for_a_while_takes_no_token_away() {
+    let mut signer = Signer::start();
+    let mut lane = signer.subscribe();
+    signer.settle().await;
+    let first = lane.take().await;
+    let file = signer.directory.path().join("key.p8");
+    let right = std::fs::read(&file).unwrap();
+    let wrong = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(&file, wrong.serialize_pem()).unwrap();
+    signer.pass(2).await;
+    let other = lane.take().await;
+    assert_ne!(other.bearer, first.bearer);
+    signer.refuse(other.issued_at.0);
+    signer.settle().await;
+    std::fs::write(&file, right).unwrap();
+    signer.pass(2).await;
+    assert_eq!(texts(&lane.drain()), [first.bearer.as_str()]);
+    // After a restart too.
+    let again = Signer::first_of(&signer.colleague()).await;
+    assert_eq!(again.bearer, first.bearer);
+}
+
 #[actix::test]
 async fn a_refused_token_is_replaced_when_20_minutes_old() {
     let mut signer = Signer::start();

@@ -10,6 +10,7 @@
 mod world;
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use apns::Config;
 use http::Response;
@@ -521,6 +522,39 @@ async fn a_connection_of_another_key_is_replaced_once() {
         world::keep_open(connection);
     }
     assert_eq!(world.outcome().await, UNAVAILABLE);
+    world.end().await;
+}
+
+/// It may refuse the token for 20 minutes, and no push is fresh for so long.
+#[actix::test]
+async fn who_waits_while_apns_allows_no_new_token_is_not_told_that_all_is_well() {
+    let peer = Peer::start().await;
+    let config = Config {
+        defer_before_ms: 500,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver_to("app", 2, Duration::from_secs(1));
+    let mut old = peer.accept_h2().await;
+    let asked = next(&mut old).await;
+    answer(asked, 429, &[r#"{"reason":"TooManyProviderTokenUpdates"}"#]);
+    world::keep_open(old);
+    for (slot, outcome) in world.outcomes(2).await {
+        assert_eq!(outcome, UNAVAILABLE, "push {slot}");
+    }
+    // They go on all the same, and what is taken ends it.
+    let mut new = peer.accept_h2().await;
+    for _ in 0..2 {
+        let asked = next(&mut new).await;
+        answer(asked, 200, &[]);
+    }
+    world.deliver_to("app", 1, Duration::from_secs(1));
+    let asked = next(&mut new).await;
+    assert_eq!(world.outcome_while(&mut new).await, PushOutcome::Deferred);
+    answer(asked, 200, &[]);
+    world::keep_open(new);
+    let reason = Some("TooManyProviderTokenUpdates".to_owned());
+    assert_eq!(world.touched(4).await, [reason, None, None, None]);
     world.end().await;
 }
 

@@ -42,8 +42,12 @@ pub fn read(path: &Path, max: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As [`read`], and [`io::ErrorKind::InvalidData`] for what is no UTF-8.
 pub fn read_text(path: &Path, max: u64) -> io::Result<String> {
-    String::from_utf8(read(path, max)?)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no text"))
+    String::from_utf8(read(path, max)?).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is no text (UTF-8): name the right file",
+        )
+    })
 }
 
 /// Reads a regular file for its owner alone; `None` when there is none.
@@ -71,7 +75,7 @@ fn open(path: &Path) -> io::Result<File> {
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "it is no regular file",
+            "it is no regular file: name a file, not a directory, a pipe or a device",
         ));
     }
     File::open(path)
@@ -80,7 +84,9 @@ fn open(path: &Path) -> io::Result<File> {
 fn read_all(file: File, max: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
     let read = file.take(max.saturating_add(1)).read_to_end(bytes)?;
     if read as u64 > max {
-        let reason = format!("it has more than {max} bytes");
+        let reason = format!(
+            "it has more than {max} bytes, too many for what belongs here: name the right file"
+        );
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
     Ok(())

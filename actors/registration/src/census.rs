@@ -61,6 +61,8 @@ pub(crate) enum Crowd {
     Owner,
     /// All together are as many as may be.
     All,
+    /// Its device token has as many as may be.
+    DeviceToken,
 }
 
 impl Census {

@@ -23,6 +23,9 @@ pub struct Config {
     pub write_behind_seconds: u32,
     /// Registrations an account may have, at least 1.
     pub registrations_per_account_max: u32,
+    /// Registrations of all accounts that one device token of an app may have, at least 1. Those of before
+    /// stay and are renewed.
+    pub registrations_per_device_token_max: u32,
     /// New registrations per second of all servers of one owner, a hundred seconds' worth at once after a
     /// quiet time, at least 1. Servers that share the last two labels of their names are one owner's.
     /// Renewals do not count.
@@ -46,6 +49,7 @@ impl Default for Config {
             cache_bytes: 256 << 20,
             write_behind_seconds: 30,
             registrations_per_account_max: 32,
+            registrations_per_device_token_max: 64,
             new_registrations_per_second_max: 10,
             registrations_per_owner_max: 200_000,
             registrations_max: 5_000_000,
@@ -94,6 +98,11 @@ impl Config {
             (
                 self.registrations_per_account_max == 0,
                 "registrations_per_account_max",
+                "must be at least 1",
+            ),
+            (
+                self.registrations_per_device_token_max == 0,
+                "registrations_per_device_token_max",
                 "must be at least 1",
             ),
             (
@@ -154,6 +163,7 @@ mod tests {
                 c.queue_max = 0;
                 c.touches_max = 0;
                 c.registrations_per_account_max = 0;
+                c.registrations_per_device_token_max = 0;
                 c.new_registrations_per_second_max = 0;
                 c.registrations_per_owner_max = 0;
                 c.registrations_max = 0;
@@ -162,6 +172,7 @@ mod tests {
             &[
                 "cache_bytes",
                 "registrations_per_account_max",
+                "registrations_per_device_token_max",
                 "new_registrations_per_second_max",
                 "registrations_per_owner_max",
                 "registrations_max",

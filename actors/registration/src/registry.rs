@@ -524,6 +524,7 @@ mod tests {
             });
             let config = Config {
                 queue_max,
+                registrations_per_device_token_max: 1_000,
                 touches_max: 4,
                 ..Config::default()
             };

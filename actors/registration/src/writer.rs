@@ -1,5 +1,6 @@
 //! What the single writer does with the store: each request as a read, a decision, and writes.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +26,8 @@ use crate::{Config, Error, Fault};
 
 /// Most registrations one page of a sweep looks at, whatever was asked: it holds up other requests.
 const PAGE_MAX: u32 = 10_000;
+/// Registrations of dead tokens that end at a time, before others have their turn; about 40 ms.
+const ENDED_MAX: usize = 256;
 /// Registrations looked at in one page of a search for a device.
 const SIFTED_MAX: usize = 1_000;
 
@@ -54,6 +57,15 @@ pub(crate) struct Sifted {
     pub(crate) found: Vec<RegistrationKey>,
     /// Where to go on; `None` after the last page.
     pub(crate) next: Option<RegistrationKey>,
+}
+
+/// Dead tokens whose registrations end page by page.
+struct Removal {
+    items: VecDeque<RejectedToken>,
+    /// How far the first of them has come.
+    after: Option<RegistrationKey>,
+    removed: Removed,
+    reply: Reply<Removed>,
 }
 
 /// An answer that waits until what it says is durable.
@@ -93,6 +105,9 @@ pub(crate) struct Writer {
     clock: Clock,
     key_file: PathBuf,
     per_account_max: usize,
+    per_device_token_max: usize,
+    /// Those with more registrations than end at a time.
+    removals: VecDeque<Removal>,
     census: Census,
     /// When it was last said that somebody has too many.
     crowd_told: Option<UnixSeconds>,
@@ -135,6 +150,9 @@ impl Writer {
             key_file: config.key_file.clone(),
             per_account_max: usize::try_from(config.registrations_per_account_max)
                 .unwrap_or(usize::MAX),
+            per_device_token_max: usize::try_from(config.registrations_per_device_token_max)
+                .unwrap_or(usize::MAX),
+            removals: VecDeque::new(),
             census: Census::new(config),
             crowd_told: None,
             journal: None,
@@ -157,28 +175,42 @@ impl Writer {
                 answers.extend(self.execute(job));
             }
         }
+        self.conclude(answers)
+    }
+
+    /// Makes durable what was done, tells the journal, and answers.
+    fn conclude(&mut self, answers: Vec<Answer>) -> Result<(), Broken> {
         let durable = self.settle();
         self.tell_journal(durable.is_ok());
         count(&self.counters.answered, answers.len() as u64);
         for answer in answers {
             answer(durable);
         }
+        if self.broken {
+            // Who waits is told by the answer that is dropped.
+            self.removals.clear();
+        }
         self.intact()
     }
 
     /// How long there may be no jobs before [`Self::step`] has something to do.
     pub(crate) fn patience(&self) -> Patience {
-        match self.census.is_due() {
+        match self.census.is_due() || !self.removals.is_empty() {
             true => Patience::None,
             false => self.erasure.patience(),
         }
     }
 
-    /// Goes on with an erasure and with counting. Called between two groups, when all that was written is durable.
+    /// Goes on with dead tokens, with counting and with an erasure. Called between two groups, when all that was
+    /// written is durable.
     ///
     /// # Errors
     /// [`Broken`], after which the writer must not be used again.
     pub(crate) fn step(&mut self) -> Result<(), Broken> {
+        if let Some(removal) = self.removals.pop_front() {
+            let answers = self.go_on(removal).into_iter().collect();
+            self.conclude(answers)?;
+        }
         if let Err(error) = self.census.step(&*self.store) {
             count(&self.counters.failures, 1);
             tracing::error!("registrations could not be counted: {error}");
@@ -217,6 +249,10 @@ impl Writer {
     /// [`Broken`], when some of that may be lost.
     pub(crate) fn finish(&mut self) -> Result<(), Broken> {
         self.erasure.give_up(RegistryError::Stopping);
+        for removal in self.removals.drain(..) {
+            // Whoever asked may have gone.
+            let _ = removal.reply.send(Err(RegistryError::Stopping));
+        }
         // Counted and logged; what is durable is decided below.
         let _ = self.write_touches();
         if !self.broken
@@ -257,7 +293,12 @@ impl Writer {
         match job {
             Job::Register(register, reply) => Some(answer(reply, self.register(&register))),
             Job::Unregister(unregister, reply) => Some(answer(reply, self.unregister(&unregister))),
-            Job::RemoveTokens(items, reply) => Some(answer(reply, self.remove_tokens(&items))),
+            Job::RemoveTokens(items, reply) => self.go_on(Removal {
+                items: items.into(),
+                after: None,
+                removed: Removed::default(),
+                reply,
+            }),
             Job::Sweep(sweep, reply) => Some(answer(reply, self.sweep(&sweep))),
             Job::Find(find, reply) => Some(answer(reply, self.find(&find))),
             Job::Sift(token, after, reply) => Some(answer(reply, self.sift(&token, after))),
@@ -307,17 +348,17 @@ impl Writer {
         let (app, device_token) = (register.app.as_str(), register.device_token.as_str());
         let (service, node) = (register.service.as_str(), register.node.as_str());
         let mut known = None;
+        let mut has_token = false;
         let mut stale = Vec::new();
         let mut others = 0_usize;
+        let is_of_token =
+            |record: &Record<'_>| record.app == app && record.device_token == device_token;
         self.of_accounts(&accounts, &mut |key, record| {
             if record.service == service && record.node == node {
-                let is_same = record.app == app && record.device_token == device_token;
-                let acceptance = record.acceptance.filter(|_| is_same);
+                has_token = is_of_token(record);
+                let acceptance = record.acceptance.filter(|_| has_token);
                 known = Some((record.salt, record.mask, record.registered_at, acceptance));
-            } else if record.node != node
-                && record.app == app
-                && record.device_token == device_token
-            {
+            } else if record.node != node && is_of_token(record) {
                 // A device has one token per app, so this node is one it has given up.
                 stale.push(key);
             } else {
@@ -331,6 +372,11 @@ impl Writer {
         let renewed = known.is_some();
         let now = self.clock.now();
         let domain = register.account.domain();
+        // Its token has one more, also when it had another token before.
+        if !has_token && stale.is_empty() && self.is_crowded(app, device_token)? {
+            self.tell_crowd(domain, Crowd::DeviceToken, now);
+            return Err(RegistryError::Crowded);
+        }
         if !renewed {
             let millis = self.clock.now_millis();
             let admitted = self
@@ -389,6 +435,17 @@ impl Writer {
         })
     }
 
+    /// Whether a device token has as many registrations as it may have. Counts no further: each of them ends
+    /// when the token dies, and a device has few accounts.
+    fn is_crowded(&mut self, app: &str, device_token: &str) -> Result<bool, RegistryError> {
+        let max = self.per_device_token_max;
+        let mut count = 0;
+        self.store
+            .of_token(app, device_token, None, max, &mut |_, _| count += 1)
+            .map_err(|error| self.failed(&error))?;
+        Ok(count >= max)
+    }
+
     fn tell_crowd(&mut self, domain: &Domain, crowd: Crowd, now: UnixSeconds) {
         // One account in its own way is no trouble of the operator's.
         if crowd == Crowd::Account {
@@ -403,6 +460,7 @@ impl Writer {
             Crowd::Account | Crowd::Fast => ("new_registrations_per_second_max", domain.owner()),
             Crowd::Owner => ("registrations_per_owner_max", domain.owner()),
             Crowd::All => ("registrations_max", "all servers"),
+            Crowd::DeviceToken => ("registrations_per_device_token_max", domain.owner()),
         };
         tracing::warn!(
             "registrations from {owner} are answered wait: registration.{key} is reached"
@@ -433,26 +491,48 @@ impl Writer {
         Ok(removed)
     }
 
-    fn remove_tokens(&mut self, items: &[RejectedToken]) -> Result<Removed, RegistryError> {
-        let mut dead = Vec::new();
-        for item in items {
-            self.store
-                .of_token(
-                    item.app.as_str(),
-                    item.device_token.as_str(),
-                    &mut |key, record| {
-                        if !outlives(record, item) {
-                            dead.push((key, EndCause::TokenDead(item.reason.clone())));
-                        }
-                    },
-                )
+    /// Ends the next page of registrations of dead tokens, and answers after the last.
+    fn go_on(&mut self, mut removal: Removal) -> Option<Answer> {
+        match self.end_page(&mut removal) {
+            Ok(false) => {
+                self.removals.push_back(removal);
+                None
+            }
+            Ok(true) => Some(answer(removal.reply, Ok(removal.removed))),
+            Err(error) => Some(answer(removal.reply, Err(error))),
+        }
+    }
+
+    /// Whether that was the last page.
+    fn end_page(&mut self, removal: &mut Removal) -> Result<bool, RegistryError> {
+        let mut left = ENDED_MAX;
+        while let Some(item) = removal.items.front() {
+            if left == 0 {
+                return Ok(false);
+            }
+            let mut seen = 0;
+            let mut dead = Vec::new();
+            let (app, token) = (item.app.as_str(), item.device_token.as_str());
+            let last = self
+                .store
+                .of_token(app, token, removal.after, left, &mut |key, record| {
+                    seen += 1;
+                    if !outlives(record, item) {
+                        dead.push(key);
+                    }
+                })
                 .map_err(|error| self.failed(&error))?;
+            left = left.saturating_sub(seen);
+            let cause = EndCause::TokenDead(item.reason.clone());
+            for key in dead {
+                removal.removed.count += u64::from(self.end(key, None, &cause)?);
+            }
+            removal.after = last;
+            if last.is_none() {
+                removal.items.pop_front();
+            }
         }
-        let mut removed = Removed::default();
-        for (key, cause) in dead {
-            removed.count += u64::from(self.end(key, None, &cause)?);
-        }
-        Ok(removed)
+        Ok(true)
     }
 
     fn sweep(&mut self, sweep: &SweepExpired) -> Result<SweptPage, RegistryError> {
@@ -804,6 +884,79 @@ mod tests {
         writer.commit([Job::Register(register, reply)]).unwrap();
         let registered = registered.blocking_recv().unwrap().unwrap();
         registered.secret.as_str().to_owned()
+    }
+
+    /// Of accounts, nodes and tokens of one name.
+    fn many(names: impl Iterator<Item = usize>, token: &str) -> Vec<Job> {
+        names
+            .map(|name| {
+                let register = Register {
+                    account: BareJid::new(&format!("user{name}"), Domain::new("chat.example")),
+                    service: Domain::new("push.example"),
+                    app: AppId::new("app"),
+                    node: NodeId::new("node").unwrap(),
+                    device_token: DeviceToken::parse(token).unwrap(),
+                    dialect: Dialect::V1,
+                };
+                Job::Register(register, oneshot::channel().0)
+            })
+            .collect()
+    }
+
+    #[actix::test]
+    async fn of_a_dead_token_no_more_end_at_a_time_than_others_can_wait_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config {
+            registrations_per_device_token_max: u32::MAX,
+            new_registrations_per_second_max: 1_000,
+            ..config_in(directory.path())
+        };
+        let registrations = Registrations::open(&config, Clock::system()).unwrap();
+        let writer = || lock(&registrations.0.writer);
+        while writer().patience() == Patience::None {
+            writer().step().unwrap();
+        }
+        let (token, other) = ("a".repeat(64), "b".repeat(64));
+        let all = 2 * ENDED_MAX + 1;
+        writer().commit(many(0..all, &token)).unwrap();
+        writer().commit(many(all..all + 3, &other)).unwrap();
+        let mut journal = testkit::Collector::<JournalBatch>::start();
+        writer().journal = Some(journal.recipient());
+        let dead = |token: &str| RejectedToken {
+            app: AppId::new("app"),
+            device_token: DeviceToken::parse(token).unwrap(),
+            reason: messages::ErrorReason::known("Unregistered"),
+            invalid_since: messages::UnixMillis(u64::MAX),
+        };
+        let (reply, mut ended) = oneshot::channel();
+        let items = vec![dead(&token), dead(&other)];
+        writer().commit([Job::RemoveTokens(items, reply)]).unwrap();
+        for page in 1..=2 {
+            assert!(ended.try_recv().is_err());
+            assert_eq!(
+                writer().counters.removed.load(Ordering::Relaxed) as usize,
+                page * ENDED_MAX
+            );
+            assert_eq!(journal.take().await.items.len(), ENDED_MAX);
+            assert_eq!(writer().patience(), Patience::None);
+            // Others have their turn.
+            writer()
+                .commit(many(all + 3 + page..all + 4 + page, &"c".repeat(64)))
+                .unwrap();
+            assert_eq!(journal.take().await.items.len(), 1);
+            writer().step().unwrap();
+        }
+        assert_eq!(ended.try_recv().unwrap().unwrap().count as usize, all + 3);
+        assert_eq!(journal.take().await.items.len(), 1 + 3);
+        assert_ne!(writer().patience(), Patience::None);
+
+        // What is left at the end is said, not done.
+        writer().commit(many(0..all, &token)).unwrap();
+        let (reply, mut ended) = oneshot::channel();
+        let items = vec![dead(&token)];
+        writer().commit([Job::RemoveTokens(items, reply)]).unwrap();
+        writer().finish().unwrap();
+        assert_eq!(ended.try_recv(), Ok(Err(RegistryError::Stopping)));
     }
 
     type Rotated = oneshot::Receiver<Result<(), RegistryError>>;

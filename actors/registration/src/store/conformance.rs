@@ -120,11 +120,18 @@ fn contents(store: &dyn RegistrationStore) -> Vec<String> {
     }
     for (app, token) in APPS.iter().flat_map(|app| TOKENS.map(|token| (app, token))) {
         shown.push(format!("{app} {token}"));
-        store
-            .of_token(app, token, &mut |key, record| {
-                shown.push(show(key.0[0], record));
-            })
-            .unwrap();
+        let mut after = None;
+        loop {
+            after = store
+                .of_token(app, token, after, 2, &mut |key, record| {
+                    shown.push(show(key.0[0], record));
+                })
+                .unwrap();
+            shown.push(format!("{after:?}"));
+            if after.is_none() {
+                break;
+            }
+        }
     }
     shown
 }

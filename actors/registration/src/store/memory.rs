@@ -72,12 +72,26 @@ impl RegistrationStore for MemoryStore {
         Ok(())
     }
 
-    fn of_token(&self, app: &str, device_token: &str, visit: &mut Visit<'_>) -> Result<(), Error> {
+    fn of_token(
+        &self,
+        app: &str,
+        device_token: &str,
+        after: Option<RegistrationKey>,
+        limit: usize,
+        visit: &mut Visit<'_>,
+    ) -> Result<Option<RegistrationKey>, Error> {
+        let (mut shown, mut last) = (0, None);
         self.scan(
             |record| record.app == app && record.device_token == device_token,
-            visit,
+            &mut |key, record| {
+                if shown < limit && after.is_none_or(|after| key > after) {
+                    visit(key, record);
+                    shown += 1;
+                    last = Some(key);
+                }
+            },
         );
-        Ok(())
+        Ok(last.filter(|_| shown == limit))
     }
 
     fn page(

@@ -70,8 +70,16 @@ pub(crate) trait RegistrationStore: Send + Sync + 'static {
     /// Shows all registrations of an account.
     fn of_account(&self, account: AccountKey, visit: &mut Visit<'_>) -> Result<(), Error>;
 
-    /// Shows all registrations of a device token.
-    fn of_token(&self, app: &str, device_token: &str, visit: &mut Visit<'_>) -> Result<(), Error>;
+    /// Shows the next `limit` registrations of a device token in the order of their keys; gives the last of
+    /// them when there may be more behind it.
+    fn of_token(
+        &self,
+        app: &str,
+        device_token: &str,
+        after: Option<RegistrationKey>,
+        limit: usize,
+        visit: &mut Visit<'_>,
+    ) -> Result<Option<RegistrationKey>, Error>;
 
     /// Shows the next `limit` registrations in the order of their keys.
     fn page(

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::catch_unwind;
@@ -177,15 +178,22 @@ impl SledStore {
             .map_err(Error::Sync)
     }
 
-    /// Shows the registrations an index has under a prefix, and drops entries that lead nowhere.
+    /// Shows the next `limit` registrations an index has under a prefix, and drops entries that lead nowhere.
+    /// Gives the last of them when there may be more behind it.
     fn follow(
         &self,
-        index: &Tree,
-        prefix: [u8; PREFIX_BYTES],
+        (index, prefix): (&Tree, [u8; PREFIX_BYTES]),
+        (after, limit): (Option<RegistrationKey>, usize),
         belongs: impl Fn(&Record<'_>) -> bool,
         visit: &mut Visit<'_>,
-    ) -> Result<(), Error> {
-        for entry in index.scan_prefix(prefix).keys() {
+    ) -> Result<Option<RegistrationKey>, Error> {
+        let start = after.map_or(
+            Bound::Included(join(prefix, RegistrationKey([0; 16]))),
+            |key| Bound::Excluded(join(prefix, key)),
+        );
+        let end = Bound::Included(join(prefix, RegistrationKey([0xff; 16])));
+        let mut shown = 0;
+        for entry in index.range::<[u8; 32], _>((start, end)).keys() {
             let entry = entry?;
             let key = entry.last_chunk().copied().map(RegistrationKey);
             let key = key.ok_or(Error::Record)?;
@@ -198,9 +206,14 @@ impl SledStore {
             })?;
             if !leads_on {
                 index.remove(entry)?;
+                continue;
+            }
+            shown += 1;
+            if shown >= limit {
+                return Ok(Some(key));
             }
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -331,14 +344,23 @@ impl RegistrationStore for SledStore {
 
     fn of_account(&self, account: AccountKey, visit: &mut Visit<'_>) -> Result<(), Error> {
         let belongs = |record: &Record<'_>| record.account == account;
-        self.follow(&self.account, account.0, belongs, visit)
+        let all = (None, usize::MAX);
+        self.follow((&self.account, account.0), all, belongs, visit)
+            .map(drop)
     }
 
-    fn of_token(&self, app: &str, device_token: &str, visit: &mut Visit<'_>) -> Result<(), Error> {
+    fn of_token(
+        &self,
+        app: &str,
+        device_token: &str,
+        after: Option<RegistrationKey>,
+        limit: usize,
+        visit: &mut Visit<'_>,
+    ) -> Result<Option<RegistrationKey>, Error> {
         let belongs =
             |record: &Record<'_>| record.app == app && record.device_token == device_token;
         let prefix = token_prefix(app, device_token);
-        self.follow(&self.token, prefix, belongs, visit)
+        self.follow((&self.token, prefix), (after, limit), belongs, visit)
     }
 
     fn page(
@@ -347,12 +369,10 @@ impl RegistrationStore for SledStore {
         limit: usize,
         visit: &mut Visit<'_>,
     ) -> Result<Page, Error> {
-        let start = after.map_or(std::ops::Bound::Unbounded, |key| {
-            std::ops::Bound::Excluded(key.0)
-        });
+        let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.0));
         let mut rest = self
             .registration
-            .range::<[u8; 16], _>((start, std::ops::Bound::Unbounded));
+            .range::<[u8; 16], _>((start, Bound::Unbounded));
         let mut page = Page {
             scanned: 0,
             unreadable: 0,
@@ -574,10 +594,10 @@ mod tests {
             .of_account(AccountKey([3; 16]), &mut |key, _| seen.push(key))
             .unwrap();
         store
-            .of_token("app", "aa", &mut |key, _| seen.push(key))
+            .of_token("app", "aa", None, 9, &mut |key, _| seen.push(key))
             .unwrap();
         store
-            .of_token("app", "old", &mut |key, _| seen.push(key))
+            .of_token("app", "old", None, 9, &mut |key, _| seen.push(key))
             .unwrap();
         assert!(seen == [KEY, KEY]);
         assert_eq!(sizes(&store), [1, 1, 1, 0]);

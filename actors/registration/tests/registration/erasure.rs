@@ -86,7 +86,8 @@ async fn after_an_erasure_no_file_has_the_bytes() {
 
 #[actix::test]
 async fn what_is_done_meanwhile_is_in_both_stores() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
+    fixture.config.registrations_per_device_token_max = 1_000;
     let (registrations, registry) = fixture.start();
     // More than a page.
     for n in 0..600 {
@@ -139,7 +140,8 @@ async fn what_is_done_meanwhile_is_in_both_stores() {
 
 #[actix::test]
 async fn an_erasure_that_was_cut_short_is_done_by_the_next_start() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
+    fixture.config.registrations_per_device_token_max = 1_000;
     let (registrations, registry) = fixture.start();
     for n in 0..600 {
         register(&registry, &format!("user{n}"), &format!("node{n}"), "c")

@@ -159,6 +159,41 @@ async fn an_account_has_so_many_registrations_and_no_more() {
     assert_eq!(unregister(&registry, ADA, "2").await, 0);
 }
 
+/// All of them end in one go when the token dies.
+#[actix::test]
+async fn a_device_token_has_so_many_registrations_and_no_more() {
+    let mut fixture = Fixture::new();
+    fixture.config.registrations_per_device_token_max = 4;
+    let (registrations, registry) = fixture.start();
+    for name in ["one", "two", "three", "four"] {
+        secret(&registry, name, NODE, "a").await;
+    }
+    Fixture::stop(registrations, registry).await;
+
+    fixture.config.registrations_per_device_token_max = 3;
+    let (registrations, registry) = fixture.start();
+    let refused = register(&registry, ADA, NODE, "a").await.unwrap_err();
+    assert_eq!(refused, RegistryError::Crowded);
+    // Those of before are renewed, and one takes the place of the account's own.
+    secret(&registry, "one", NODE, "a").await;
+    secret(&registry, "one", OTHER_NODE, "a").await;
+    assert_eq!(only(&registrations, "one").node.as_str(), OTHER_NODE);
+    // Another token, and the same of another app, are not concerned.
+    secret(&registry, ADA, NODE, "b").await;
+    let mut beta = request(EVE, NODE, token("a"));
+    beta.app = AppId::new("beta");
+    registry.register.send(beta).await.unwrap().unwrap();
+    // Nobody comes in by a renewal with another token, and what was registered stays.
+    let refused = register(&registry, ADA, NODE, "a").await.unwrap_err();
+    assert_eq!(refused, RegistryError::Crowded);
+    assert!(only(&registrations, ADA).device_token == token("b"));
+    assert_eq!(unregister(&registry, "two", NODE).await, 1);
+    let refused = register(&registry, ADA, NODE, "a").await.unwrap_err();
+    assert_eq!(refused, RegistryError::Crowded);
+    assert_eq!(unregister(&registry, "three", NODE).await, 1);
+    secret(&registry, ADA, NODE, "a").await;
+}
+
 #[actix::test]
 async fn the_servers_of_an_owner_have_so_many_registrations_and_no_more() {
     let mut fixture = Fixture::new();
@@ -199,11 +234,12 @@ async fn new_registrations_come_at_a_pace() {
     let (_registrations, registry) = fixture.start();
     let name = |number: u32| format!("user{number}");
     for number in 0..100 {
-        secret(&registry, &name(number), NODE, "a").await;
+        let digit = if number < 50 { "a" } else { "b" };
+        secret(&registry, &name(number), NODE, digit).await;
     }
     let refused = register(&registry, ADA, NODE, "f").await.unwrap_err();
     assert_eq!(refused, RegistryError::Crowded);
-    secret(&registry, &name(0), NODE, "b").await;
+    secret(&registry, &name(0), NODE, "c").await;
     fixture.at(1);
     secret(&registry, ADA, NODE, "f").await;
 }
