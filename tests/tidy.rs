@@ -120,6 +120,7 @@ fn the_architecture_names_every_message() {
     let messages = include_str!("../actors/messages/src/lib.rs");
     let exported = messages.split_once("pub use feedback").unwrap().1;
     let plain_data = [
+        "Acceptance",
         "AppId",
         "BareJid",
         "Content",
