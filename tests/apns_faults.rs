@@ -70,6 +70,7 @@ struct Rig {
     outcomes: Collector<OutcomeBatch>,
     _touches: Collector<TouchBatch>,
     rejected: Collector<RejectedTokens>,
+    _withdrawals: Collector<SubscribeWithdrawals>,
     clock: Clock,
     look_ups_fail: Arc<AtomicBool>,
     arbiter: Arbiter,
@@ -185,6 +186,7 @@ impl Rig {
         let signer = provider_tokens::start(&upstreams);
         let touches = Collector::start();
         let rejected = Collector::start();
+        let withdrawals = Collector::start();
         let edges = pool::Edges {
             touch: touches.recipient(),
             rejected: rejected.recipient(),
@@ -192,7 +194,7 @@ impl Rig {
             journal: None,
             subscribe: signer.subscribe,
             refused: signer.refused,
-            withdrawals: Collector::<SubscribeWithdrawals>::start().recipient(),
+            withdrawals: withdrawals.recipient(),
         };
         Self {
             apple,
@@ -200,6 +202,7 @@ impl Rig {
             outcomes: Collector::start(),
             _touches: touches,
             rejected,
+            _withdrawals: withdrawals,
             clock,
             look_ups_fail,
             arbiter,

@@ -163,7 +163,7 @@ impl Turns {
         }
     }
 
-    /// An owner's turn came to nothing: the next one but one at the latest is its.
+    /// An owner's turn came to nothing: it has another one, outside of the round.
     pub(crate) fn give_back(&mut self, family: Family) {
         self.returned.push_back(family);
     }
