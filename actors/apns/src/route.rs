@@ -37,7 +37,7 @@ const GOOD_SHARE: usize = 4;
 
 /// The longest such pause: long enough not to look like an attack, and short enough for those whose device
 /// tokens are good, since whoever may register can bring it about.
-const UNWELCOME_MAX: Duration = Duration::from_secs(4);
+const UNWELCOME_MAX: Duration = Duration::from_secs(2);
 
 /// How often waiting pushes are looked through for those that are not fresh any more.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
@@ -320,6 +320,11 @@ impl Route {
         push.tries.unprocessed += 1;
         count(&self.lane.ledger.counters.repeated);
         Some(push)
+    }
+
+    /// APNs calls the device token of a push bad.
+    pub(crate) fn charge(&self, push: &Push) {
+        self.waiting.borrow_mut().charge(push);
     }
 
     /// A registration has ended or has another device token: what waits for it does not go.

@@ -7,6 +7,10 @@ use slab::Slab;
 
 use crate::breaker::Family;
 
+/// So many turns an owner lets pass, if others wait, after APNs has called a device token of it bad: APNs
+/// takes many of them for an attack and ends the connection, so each of them costs everybody something.
+const PRICE: u32 = 8;
+
 /// The places of the pushes that could be sent now, in the order in which they go. A push is named by its
 /// slot, and each slot is in here once at most.
 ///
@@ -33,6 +37,8 @@ struct Owner {
     /// Its pushes that wait, here or elsewhere.
     seats: usize,
     in_round: bool,
+    /// Turns that it lets pass.
+    debt: u32,
     /// Sent before, by age: they go before what was never sent, and the oldest first, so that a peer that
     /// keeps leaving loses none of them time and again.
     repeats: BTreeMap<u64, usize>,
@@ -168,6 +174,14 @@ impl Turns {
         self.returned.push_back(family);
     }
 
+    /// A push of an owner was refused for its device token. Whoever has nothing waiting does not pay.
+    pub(crate) fn charge(&mut self, family: Family) {
+        let owner = self.by_family.get(&family).copied();
+        if let Some(known) = owner.and_then(|owner| self.owners.get_mut(owner)) {
+            known.debt = PRICE;
+        }
+    }
+
     /// The push whose turn it is.
     pub(crate) fn next(&mut self) -> Option<usize> {
         let taken = self.next_returned();
@@ -196,6 +210,11 @@ impl Turns {
             let Some(known) = self.owners.get_mut(owner) else {
                 continue;
             };
+            if known.debt > 0 && !self.round.is_empty() {
+                known.debt -= 1;
+                self.round.push_back(owner);
+                continue;
+            }
             let taken = known.take(&mut self.links);
             known.in_round = known.is_ready();
             if known.in_round {

@@ -111,6 +111,11 @@ impl<P: Waits> Waiting<P> {
         self.turns.give_back(owner);
     }
 
+    /// APNs calls the device token of this push bad, which costs its owner turns.
+    pub(crate) fn charge(&mut self, push: &P) {
+        self.turns.charge(push.owner());
+    }
+
     /// Takes in what goes again later.
     pub(crate) fn pause(&mut self, push: P, due: Instant) {
         let serial = push.serial();
@@ -518,7 +523,7 @@ mod tests {
                     }
                     Act::Send => if let Some(item) = waiting.next() {
                         let hold = holds.get(&item.registration());
-                        prop_assert!(!hold.is_some_and(|until| now < *until), "sent while held back");
+                        prop_assert!(hold.is_none_or(|until| now >= *until), "sent while held back");
                         let index = usize::from(item.device);
                         prop_assert_eq!(item.life, lives[index], "sent after the end");
                         prop_assert_eq!(item.token, tokens[index], "sent to the old token");
@@ -689,6 +694,36 @@ mod tests {
         // The first is taken as long as there is a place.
         check_shares(1, &[(0, 2), (1, 1)], &[1, 0]);
         check_shares(3, &[(0, 9), (1, 9), (2, 9), (3, 9)], &[1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn a_bad_device_token_costs_turns_where_others_wait() {
+        let item = |owner, serial: u64| Item {
+            device: (serial % 251) as u8,
+            life: (serial / 251) as u8,
+            token: 0,
+            owner,
+            serial,
+            told: Rc::default(),
+        };
+        let mut waiting = Waiting::default();
+        for serial in 0..300 {
+            let owner = u32::try_from(serial % 3).unwrap();
+            assert!(waiting.queue(item(owner, serial), 1_000).is_ok());
+        }
+        // All that the first two send is refused.
+        let mut sent = [0; 3];
+        for _ in 0..110 {
+            let push = waiting.next().unwrap();
+            sent[push.owner as usize] += 1;
+            if push.owner < 2 {
+                waiting.charge(&push);
+            }
+        }
+        assert_eq!(sent, [10, 10, 90]);
+        // Those who are alone pay nobody.
+        assert_eq!(std::iter::from_fn(|| waiting.next()).count(), 190);
+        assert_eq!(waiting.len(), 0);
     }
 
     #[test]
