@@ -649,10 +649,10 @@ mod tests {
                 told: Rc::default(),
             };
             assert!(waiting.queue(last, usize::MAX).is_ok());
-            let turns = (1..).find(|_| turn(&mut waiting) == Some(0)).unwrap();
             let refused = greedy.iter().any(|(_, _, refused)| *refused);
             let max = (greedy.len() + 1) * if refused { 2 } else { 1 };
-            prop_assert!(turns <= max, "{} turns, {} owners", turns, greedy.len());
+            let within = (1..=max).any(|_| turn(&mut waiting) == Some(0));
+            prop_assert!(within, "not within {} turns", max);
         }
     }
 
