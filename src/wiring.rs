@@ -153,6 +153,7 @@ pub async fn start(
             journal: journal.pushes.clone(),
             subscribe: provider_tokens.subscribe.clone(),
             refused: provider_tokens.refused.clone(),
+            withdrawals: registry.withdrawals.clone(),
         };
         let (register, unregister) = (registry.register.clone(), registry.unregister.clone());
         let asked = asked.clone();

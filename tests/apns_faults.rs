@@ -27,7 +27,7 @@ use apns::{AppConfig, Config, Names, Upstreams, pool, provider_tokens};
 use messages::{
     AppId, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Domain, Drain,
     NotificationHint, Origin, OutcomeBatch, Probe, PushOutcome, RegistrationKey, RejectedTokens,
-    Rejection, Ticket, TouchBatch, UnixMillis,
+    Rejection, SubscribeWithdrawals, Ticket, TouchBatch, UnixMillis,
 };
 use simulators::apple::{self, Faults, KnownCertificate, KnownKey, Reason, Verdict};
 use simulators::{Authority, Identity, Kind, SigningKey};
@@ -70,6 +70,7 @@ struct Rig {
     outcomes: Collector<OutcomeBatch>,
     _touches: Collector<TouchBatch>,
     rejected: Collector<RejectedTokens>,
+    _withdrawals: Collector<SubscribeWithdrawals>,
     clock: Clock,
     look_ups_fail: Arc<AtomicBool>,
     arbiter: Arbiter,
@@ -185,6 +186,7 @@ impl Rig {
         let signer = provider_tokens::start(&upstreams);
         let touches = Collector::start();
         let rejected = Collector::start();
+        let withdrawals = Collector::start();
         let edges = pool::Edges {
             touch: touches.recipient(),
             rejected: rejected.recipient(),
@@ -192,6 +194,7 @@ impl Rig {
             journal: None,
             subscribe: signer.subscribe,
             refused: signer.refused,
+            withdrawals: withdrawals.recipient(),
         };
         Self {
             apple,
@@ -199,6 +202,7 @@ impl Rig {
             outcomes: Collector::start(),
             _touches: touches,
             rejected,
+            _withdrawals: withdrawals,
             clock,
             look_ups_fail,
             arbiter,
@@ -802,6 +806,61 @@ async fn made_up_device_tokens_silence_nobody() {
     let asked = control.counters().requests - u64::from(ROUNDS * HONEST);
     println!("{MADE_UP} made-up device tokens, {asked} requests for them in {ROUNDS} rounds");
     assert!(asked <= u64::from(3 * MADE_UP), "{asked} requests");
+    rig.finish().await;
+}
+
+/// Owners who queue without end wait for each other and keep nobody waiting: neither is there no room left,
+/// nor do others wait for more than a turn of each.
+#[actix_rt::test]
+async fn greedy_owners_leave_turns_and_room_to_others() {
+    const OWNERS: u32 = 10;
+    const ROUNDS: u32 = 30;
+    const EACH: u32 = 10;
+    const HONEST: std::ops::Range<u32> = 20_000..20_020;
+    let mut rig = Rig::start(Setting {
+        config: Config {
+            connections_per_pool_max: 1,
+            streams_per_connection_max: 1,
+            queue_max: 1_100,
+            ..Config::default()
+        },
+        ..Setting::default()
+    })
+    .await;
+    let control = rig.apple.control.clone();
+    control.set_default_verdict(Verdict::refuse(Reason::BadDeviceToken));
+    for number in HONEST {
+        control.set_verdict(&device(number), Verdict::Accept);
+    }
+    rig.deliver("demo", HONEST);
+    rig.outcomes(20).await;
+    let mut judged = control.watch(1 << 14);
+    for round in 0..ROUNDS {
+        for owner in 0..OWNERS {
+            let names = format!("{round}.evil{owner}.test");
+            let first = owner * 1_000 + round * EACH;
+            rig.deliver_for(&names, "demo", first..first + EACH);
+        }
+    }
+    rig.deliver("demo", HONEST);
+    let made_up = OWNERS * ROUNDS * EACH;
+    let told = rig.outcomes(made_up + 20).await;
+    for number in HONEST {
+        assert_eq!(told[&number], PushOutcome::Accepted, "device {number}");
+    }
+    let full = PushOutcome::Rejected(Rejection::Overloaded);
+    let turned_away = told.values().filter(|outcome| **outcome == full).count();
+    let mut asked = 0;
+    let mut served = 0;
+    while served < 20 {
+        asked += 1;
+        served += u32::from(judged.try_recv().unwrap().verdict == Verdict::Accept);
+    }
+    println!("{turned_away} of {made_up} had no room; 20 others were served by {asked} requests");
+    // A turn of each owner before each, and what was sent before they came.
+    let turns = (OWNERS + 1) * 20;
+    assert!(asked <= turns + OWNERS, "{asked} requests");
+    assert!(turned_away >= 1_900, "{turned_away}");
     rig.finish().await;
 }
 

@@ -9,6 +9,7 @@ mod support;
 
 use campanile::dev::world::{Plan, TOPIC, Way};
 use messages::Clock;
+use simulators::apple::{Reason, Verdict};
 use simulators::server::{Answer, Count, Pace};
 use support::{Rig, device_token, error, item_not_found, uuid};
 
@@ -140,8 +141,6 @@ async fn another_account_cannot_take_over_a_node() {
 
 #[actix_rt::test]
 async fn apns_being_down_keeps_the_registration() {
-    use simulators::apple::{Reason, Verdict};
-
     let more = "fresh_seconds = 1\n".to_owned();
     let rig = Rig::start(Plan {
         more,
@@ -159,4 +158,53 @@ async fn apns_being_down_keeps_the_registration() {
     control.set_default_verdict(Verdict::Accept);
     assert_eq!(rig.push(&device, true).await, Answer::Result);
     rig.finish().await;
+}
+
+#[actix_rt::test]
+async fn what_waits_for_a_registration_that_has_ended_does_not_go() {
+    let rig = Rig::start(Plan::default()).await;
+    let ada = rig.register("ada", 1).await;
+    let grace = rig.register("grace", 2).await;
+    let control = rig.world.apple.control.clone();
+    control.set_default_verdict(Verdict::refuse(Reason::ServiceUnavailable));
+    let mut judged = control.watch(1 << 10);
+    let ends = async {
+        for _ in 0..4 {
+            judged.recv().await.unwrap();
+        }
+        rig.unregister("ada", &ada.node).await.unwrap();
+    };
+    let ended = async { tokio::join!(rig.push(&ada, true), ends).0 };
+    let recovered = async {
+        let answer = ended.await;
+        control.set_default_verdict(Verdict::Accept);
+        answer
+    };
+    let (told, other) = tokio::join!(recovered, rig.push(&grace, true));
+    assert_eq!((told, other), (item_not_found(), Answer::Result));
+    // All that is still in hand is sent before the end.
+    rig.finish().await;
+    assert_eq!(control.delivered(&ada.device_token), 0);
+    assert_eq!(control.delivered(&grace.device_token), 1);
+}
+
+#[actix_rt::test]
+async fn what_waits_for_a_device_token_that_was_replaced_does_not_go() {
+    let rig = Rig::start(Plan::default()).await;
+    let old = rig.register("ada", 1).await;
+    let control = rig.world.apple.control.clone();
+    control.set_default_verdict(Verdict::refuse(Reason::ServiceUnavailable));
+    let mut judged = control.watch(1 << 10);
+    let renews = async {
+        judged.recv().await.unwrap();
+        let renewed = rig.try_register("ada", uuid(1), device_token(2)).await;
+        renewed.unwrap()
+    };
+    let (told, new) = tokio::join!(rig.push(&old, true), renews);
+    assert_eq!(told, error("wait", "internal-server-error"));
+    control.set_default_verdict(Verdict::Accept);
+    assert_eq!(rig.push(&new, true).await, Answer::Result);
+    rig.finish().await;
+    assert_eq!(control.delivered(&old.device_token), 0);
+    assert_eq!(control.delivered(&new.device_token), 1);
 }

@@ -36,7 +36,8 @@ pub struct Config {
     pub connection_idle_seconds: u64,
     /// Most requests in flight on one connection, however many more APNs would allow.
     pub streams_per_connection_max: usize,
-    /// Most pushes that one pool of one lane holds beside those in flight; more are `Overloaded`.
+    /// Most pushes that one pool of one lane holds beside those in flight; more are `Overloaded`. The servers
+    /// of one owner hold no more than is left for the others, so one alone has half of it.
     pub queue_max: usize,
     /// Seconds after which a push is not worth another try: a later message wakes the device anyway.
     pub fresh_seconds: u64,
@@ -90,7 +91,7 @@ impl Default for Config {
             connections_per_pool_max: 4,
             connection_idle_seconds: 7_200,
             streams_per_connection_max: 256,
-            queue_max: 20_000,
+            queue_max: 40_000,
             fresh_seconds: 300,
             defer_before_ms: 1_000,
             backoff_min_ms: 200,

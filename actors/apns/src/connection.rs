@@ -54,10 +54,7 @@ pub(crate) async fn run(seat: Seat, not_before: Option<Instant>) {
             seat.link.phase.set(Phase::Ready);
             let mut driver = Driver::new(seat, wire);
             poll_fn(|cx| driver.poll(cx)).await;
-            if !driver.seat.link.proven.get() {
-                // Open, close, open looks like an attack, whoever closes.
-                route.slow_down(Instant::now());
-            }
+            driver.judge(Instant::now());
         }
         Err(error) => {
             route.connect_failed(&error, Instant::now());
@@ -89,6 +86,12 @@ struct Driver {
     last_used: Instant,
     /// Answers so far.
     answered: usize,
+    /// How many of them were good.
+    accepted: usize,
+    /// The peer has ended it.
+    sent_off: bool,
+    /// Whether its successor has to wait is decided.
+    judged: bool,
     /// The `iat` of the first provider token that was called expired.
     expired: Option<UnixSeconds>,
     /// Since when the peer allows no request at all.
@@ -123,6 +126,9 @@ impl Driver {
             farewell_since: None,
             last_used: Instant::now(),
             answered: 0,
+            accepted: 0,
+            sent_off: false,
+            judged: false,
             expired: None,
             blocked_since: None,
         }
@@ -163,6 +169,9 @@ impl Driver {
             cx.waker().wake_by_ref();
         }
         link.in_flight.set(self.exchanges.len());
+        if self.sent_off {
+            self.judge(now);
+        }
         route.dispatch(now);
         route.lane.ledger.flush();
         if self.connection.is_none() {
@@ -171,14 +180,27 @@ impl Driver {
         Poll::Pending
     }
 
+    /// Decides, once and before there is a successor, whether that has to wait.
+    fn judge(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.judged, true) {
+            return;
+        }
+        if !self.seat.link.proven.get() {
+            // Open, close, open looks like an attack, whoever closes.
+            self.seat.route.slow_down(now);
+        } else if self.sent_off {
+            self.seat.route.sent_off(self.accepted, self.answered, now);
+        }
+    }
+
     fn poll_connection(&mut self, cx: &mut Context<'_>) {
         let Some(connection) = &mut self.connection else {
             return;
         };
         if let Poll::Ready(end) = Pin::new(connection).poll(cx) {
             match end {
-                Ok(()) => self.retire("closed"),
-                Err(error) => self.retire(&words(&error)),
+                Ok(()) => self.sent_off("closed"),
+                Err(error) => self.sent_off(&words(&error)),
             }
             // Dropping it ends every stream that is still open.
             self.connection = None;
@@ -203,7 +225,11 @@ impl Driver {
                         route.speed_up();
                     }
                     self.answered += 1;
+                    self.accepted += usize::from(reply.status == 200);
                     route.answered(self.answered);
+                }
+                if reply.status == 400 {
+                    route.charge(&push);
                 }
                 let wedged = self.expired.is_some_and(|expired| expired != issued_at);
                 match route.conclude(push, reply, issued_at, wedged, now) {
@@ -221,7 +247,7 @@ impl Driver {
             }
             Err((loss, error)) => {
                 if error.is_go_away() {
-                    self.retire(&words(&error));
+                    self.sent_off(&words(&error));
                 }
                 route.lost(push, loss, now);
             }
@@ -295,14 +321,14 @@ impl Driver {
                 }
                 Err(error) => {
                     // Never written.
-                    route.repeat(push, now);
+                    route.repeat_in_turn(push, now);
                     refused = Some(error);
                     break;
                 }
             }
         }
         if let Some(error) = refused {
-            self.retire(&words(&error));
+            self.sent_off(&words(&error));
         }
         sent
     }
@@ -408,6 +434,12 @@ impl Driver {
     fn end(&mut self) {
         self.seat.link.phase.set(Phase::Draining);
         self.connection = None;
+    }
+
+    /// The peer lets it take no more pushes.
+    fn sent_off(&mut self, why: &str) {
+        self.sent_off |= self.seat.link.phase.get() != Phase::Draining;
+        self.retire(why);
     }
 
     /// Takes no more pushes; what is in flight is waited for, and a successor may open.

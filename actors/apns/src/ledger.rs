@@ -51,6 +51,7 @@ pub(crate) struct Counters {
     pub(crate) overloaded: Cell<u64>,
     pub(crate) expired: Cell<u64>,
     pub(crate) superseded: Cell<u64>,
+    pub(crate) withdrawn: Cell<u64>,
     pub(crate) repeated: Cell<u64>,
     pub(crate) resent: Cell<u64>,
     pub(crate) timed_out: Cell<u64>,
@@ -379,6 +380,12 @@ impl Claim {
     pub(crate) fn superseded(&self) {
         count(&self.batch.ledger.counters.superseded);
         self.settle(PushOutcome::Rejected(Rejection::Throttled));
+    }
+
+    /// Tells why this push is not sent any more.
+    pub(crate) fn withdrawn(&self, outcome: PushOutcome) {
+        count(&self.batch.ledger.counters.withdrawn);
+        self.settle(outcome);
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `pool` | the actor of a lane: takes pushes in, ticks, drains |
 //! | `route` | the pushes of one lane for one endpoint and key, and the connections that take them |
 //! | `waiting` | what is not on the wire, at most one push per registration |
+//! | `turns` | whose push goes next: the owners of the publishing servers take turns |
 //! | `connection` | one connection as one task: sends, reads answers, pings, notices its end |
 //! | `connect`, `proxy` | name look-up to first SETTINGS |
 //! | `class` | what an operator sets for a class of notifications |
@@ -32,6 +33,7 @@
 //! | a newer one for the registration comes while it waits | answered; the newer one takes its place |
 //! | provider token expired | waits for a newer one, goes again once |
 //! | no connection | stays queued while it is fresh |
+//! | its registration ends or gets another device token while it waits | answered, not sent |
 
 mod alarm;
 mod backoff;
@@ -59,6 +61,7 @@ mod route;
 mod signing_key;
 mod tls;
 mod token_file;
+mod turns;
 mod upstream;
 mod verdict;
 mod waiting;

@@ -11,7 +11,7 @@ use actix::{
 use messages::{
     DeadPushBatch, DeliverBatch, Drain, Drained, ErrorReason, Health, JournalBatch, Probe,
     ProviderTokenRefused, PushOutcome, RejectedTokens, Rejection, SubscribeProviderToken,
-    TouchBatch, UseProviderToken,
+    SubscribeWithdrawals, TouchBatch, UseProviderToken, Withdraw,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -43,6 +43,8 @@ pub struct Edges {
     pub subscribe: Recipient<SubscribeProviderToken>,
     /// Learns of provider tokens called expired: [`crate::provider_tokens`].
     pub refused: Recipient<ProviderTokenRefused>,
+    /// Tells which registrations end or change.
+    pub withdrawals: Recipient<SubscribeWithdrawals>,
 }
 
 /// Where to reach the actor.
@@ -76,6 +78,7 @@ struct Pool {
     /// One per upstream, in their order.
     routes: Vec<Rc<Route>>,
     subscribe: Recipient<SubscribeProviderToken>,
+    withdrawals: Recipient<SubscribeWithdrawals>,
     defer_before: Duration,
     fresh: Duration,
     draining: bool,
@@ -110,6 +113,7 @@ impl Pool {
             lane,
             routes,
             subscribe: edges.subscribe,
+            withdrawals: edges.withdrawals,
             defer_before,
             fresh,
             draining: false,
@@ -151,6 +155,12 @@ impl Actor for Pool {
                     "nobody signs provider tokens: nothing can be sent"
                 );
             }
+        }
+        let subscription = SubscribeWithdrawals {
+            subscriber: ctx.address().recipient(),
+        };
+        if self.withdrawals.try_send(subscription).is_err() {
+            tracing::error!("nobody tells which registrations end: what waits for them is sent");
         }
         ctx.run_interval(TICK, |pool, _| pool.tick());
     }
@@ -236,6 +246,22 @@ impl Handler<UseProviderToken> for Pool {
     }
 }
 
+impl Handler<Withdraw> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, withdraw: Withdraw, _: &mut Self::Context) {
+        for by in &withdraw.items {
+            for route in &self.routes {
+                route.withdraw(by);
+            }
+        }
+        let ledger = &self.lane.ledger;
+        ledger.flush();
+        // What an erasure withdraws is told to the journal before that is erased as well.
+        ledger.flush_journal();
+    }
+}
+
 impl Handler<Drain> for Pool {
     type Result = ResponseFuture<Drained>;
 
@@ -292,6 +318,7 @@ impl Handler<Probe> for Pool {
                 ("apns_pushes_overloaded_total", counters.overloaded.get()),
                 ("apns_pushes_expired_total", counters.expired.get()),
                 ("apns_pushes_superseded_total", counters.superseded.get()),
+                ("apns_pushes_withdrawn_total", counters.withdrawn.get()),
                 ("apns_pushes_repeated_total", counters.repeated.get()),
                 ("apns_pushes_resent_total", counters.resent.get()),
                 ("apns_pushes_doubtful_total", counters.doubtful.get()),

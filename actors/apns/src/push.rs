@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use messages::{Acceptance, Content, DeviceToken, Domain, PushOutcome, RegistrationKey, Rejection};
+use messages::{
+    Acceptance, Change, Content, DeviceToken, Domain, PushOutcome, RegistrationKey, Rejection,
+    Withdrawal,
+};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::breaker::Family;
 use crate::class::Class;
 use crate::guard::Mark;
 use crate::ledger::Claim;
@@ -76,6 +80,10 @@ impl Waits for Push {
         self.registration
     }
 
+    fn owner(&self) -> Family {
+        Family::from(&self.domain)
+    }
+
     fn serial(&self) -> u64 {
         self.serial
     }
@@ -96,6 +104,22 @@ impl Waits for Push {
     fn held_back(&self) {
         self.claim
             .settle(PushOutcome::Rejected(Rejection::Throttled));
+    }
+
+    /// As a publish would be answered now, and a dead device token that was replaced: the server shall forget
+    /// what has ended, and keep what lives on.
+    fn is_withdrawn(&self, by: &Withdrawal) -> bool {
+        let rejection = match &by.change {
+            Change::Ended => Rejection::UnknownNode,
+            Change::Replaced { app, device_token } => {
+                if self.app.id == *app && self.device_token == *device_token {
+                    return false;
+                }
+                Rejection::Unavailable
+            }
+        };
+        self.claim.withdrawn(PushOutcome::Rejected(rejection));
+        true
     }
 }
 

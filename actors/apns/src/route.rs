@@ -13,6 +13,7 @@ use actix::Recipient;
 use http::HeaderValue;
 use messages::{
     ErrorReason, ProviderTokenRefused, PushOutcome, Rejection, UnixSeconds, UseProviderToken,
+    Withdrawal,
 };
 use tokio::time::Instant;
 
@@ -30,6 +31,13 @@ use crate::{Error, Upstreams, connection, request};
 
 /// How often failed connections of one upstream get a line.
 const CONNECT_ALARM: Duration = Duration::from_secs(10);
+
+/// Where fewer than one of so many answers were good, a connection that APNs ended is followed by a pause.
+const GOOD_SHARE: usize = 4;
+
+/// The longest such pause: long enough not to look like an attack, and short enough for those whose device
+/// tokens are good, since whoever may register can bring it about.
+const UNWELCOME_MAX: Duration = Duration::from_secs(2);
 
 /// How often waiting pushes are looked through for those that are not fresh any more.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
@@ -53,6 +61,8 @@ pub(crate) struct Route {
     waiting: RefCell<Waiting<Push>>,
     links: RefCell<Vec<Rc<Link>>>,
     backoff: RefCell<Backoff>,
+    /// After connections that APNs ended because of what they brought.
+    unwelcome: RefCell<Backoff>,
     token: RefCell<Option<Token>>,
     /// The token was called expired: it is not used before, unless a newer one comes.
     token_held_until: Cell<Option<Instant>>,
@@ -108,7 +118,8 @@ impl Link {
 
 impl Route {
     pub(crate) fn new(lane: Rc<Lane>, upstream: Arc<Upstream>, now: Instant) -> Self {
-        let backoff = Backoff::new(lane.upstreams.config().backoff());
+        let limits = lane.upstreams.config().backoff();
+        let unwelcome = Backoff::new((limits.0, limits.1.min(UNWELCOME_MAX)));
         let none_needed = Token {
             authorization: None,
             issued_at: UnixSeconds(0),
@@ -120,7 +131,8 @@ impl Route {
             upstream,
             waiting: RefCell::default(),
             links: RefCell::default(),
-            backoff: RefCell::new(backoff),
+            backoff: RefCell::new(Backoff::new(limits)),
+            unwelcome: RefCell::new(unwelcome),
             token: RefCell::new(token),
             token_held_until: Cell::default(),
             one_too_many: Cell::default(),
@@ -287,14 +299,37 @@ impl Route {
 
     /// Sends a push again at once: APNs has certainly not processed it. After many such times it pauses,
     /// so that no peer can keep us in a loop.
-    pub(crate) fn repeat(&self, mut push: Push, now: Instant) {
+    pub(crate) fn repeat(&self, push: Push, now: Instant) {
+        if let Some(push) = self.repeatable(push, now) {
+            self.waiting.borrow_mut().repeat(push);
+        }
+    }
+
+    /// The same for a push that APNs has not even looked at: the turn it took was none.
+    pub(crate) fn repeat_in_turn(&self, push: Push, now: Instant) {
+        if let Some(push) = self.repeatable(push, now) {
+            self.waiting.borrow_mut().repeat_in_turn(push);
+        }
+    }
+
+    fn repeatable(&self, mut push: Push, now: Instant) -> Option<Push> {
         if push.tries.unprocessed >= self.lane.upstreams.config().repeats_max {
             self.pause(push, None, now);
-            return;
+            return None;
         }
         push.tries.unprocessed += 1;
         count(&self.lane.ledger.counters.repeated);
-        self.waiting.borrow_mut().repeat(push);
+        Some(push)
+    }
+
+    /// APNs calls the device token of a push bad.
+    pub(crate) fn charge(&self, push: &Push) {
+        self.waiting.borrow_mut().charge(push);
+    }
+
+    /// A registration has ended or has another device token: what waits for it does not go.
+    pub(crate) fn withdraw(&self, by: &Withdrawal) {
+        self.waiting.borrow_mut().withdraw(by);
     }
 
     /// A request ended without an answer. In doubt a push goes again with the same id: at once the first
@@ -303,7 +338,7 @@ impl Route {
         let counters = &self.lane.ledger.counters;
         let rejection = match loss {
             Loss::Unprocessed => {
-                self.repeat(push, now);
+                self.repeat_in_turn(push, now);
                 return;
             }
             Loss::TimedOut => {
@@ -459,7 +494,8 @@ impl Route {
             waker: Cell::default(),
         });
         self.links.borrow_mut().push(Rc::clone(&link));
-        let not_before = self.backoff.borrow().not_before();
+        let unwelcome = self.unwelcome.borrow().not_before();
+        let not_before = self.backoff.borrow().not_before().max(unwelcome);
         let seat = Seat {
             route: Rc::clone(self),
             link,
@@ -487,6 +523,18 @@ impl Route {
     /// The next connection waits longer.
     pub(crate) fn slow_down(&self, now: Instant) {
         self.backoff.borrow_mut().failed(now);
+    }
+
+    /// APNs has ended a connection that worked, after so many answers and good ones among them. Many refused
+    /// device tokens make it do that, and coming back at once with more of them looks like an attack. Where
+    /// most are good the next connection need not wait.
+    pub(crate) fn sent_off(&self, accepted: usize, answered: usize, now: Instant) {
+        let mut unwelcome = self.unwelcome.borrow_mut();
+        if is_unwelcome(accepted, answered) {
+            unwelcome.failed(now);
+        } else {
+            unwelcome.succeeded();
+        }
     }
 
     /// A connection works: the next one need not wait.
@@ -535,6 +583,11 @@ impl Route {
     }
 }
 
+/// Whether so few of a connection's answers were good that APNs may have ended it for that.
+const fn is_unwelcome(accepted: usize, answered: usize) -> bool {
+    accepted.saturating_mul(GOOD_SHARE) < answered
+}
+
 /// The place of a connection in its route. Dropping it frees the place, whatever ended the connection.
 pub(crate) struct Seat {
     pub(crate) route: Rc<Route>,
@@ -548,5 +601,31 @@ impl Drop for Seat {
             links.retain(|link| !Rc::ptr_eq(link, &self.link));
         }
         self.route.lane.ledger.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_unwelcome_that_brought_little_but_refusals() {
+        for (accepted, answered, expected) in [
+            (0, 0, false),
+            (0, 1, true),
+            (1, 1, false),
+            (1, 4, false),
+            (1, 5, true),
+            (4, 20, true),
+            (5, 20, false),
+            (95, 100, false),
+            (1_000_000, 1_000_500, false),
+        ] {
+            assert_eq!(
+                is_unwelcome(accepted, answered),
+                expected,
+                "{accepted} of {answered}"
+            );
+        }
     }
 }

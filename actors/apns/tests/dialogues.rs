@@ -659,7 +659,7 @@ async fn a_push_without_verdict_is_deferred_and_goes_on() {
 async fn a_full_queue_says_so_at_once() {
     let peer = Peer::start().await;
     let config = Config {
-        queue_max: 3,
+        queue_max: 6,
         fresh_seconds: 1,
         ..config()
     };
@@ -771,5 +771,34 @@ async fn a_drain_gives_up_at_its_deadline() {
         assert_eq!(outcome, UNAVAILABLE, "push {slot}");
     }
     closed.await.unwrap();
+    world.end().await;
+}
+
+/// Whoever may register can make APNs end connections; coming back at once looks like an attack.
+#[actix::test]
+async fn after_little_but_refusals_the_next_connection_waits() {
+    let peer = Peer::start().await;
+    let config = Config {
+        backoff_min_ms: 60_000,
+        ..config()
+    };
+    let mut world = World::start(&config, &peer);
+    world.deliver(2);
+    let mut apns = peer.accept_h2().await;
+    let asked = next(&mut apns).await;
+    answer(asked, 400, &[r#"{"reason":"BadDeviceToken"}"#]);
+    let last = next(&mut apns).await;
+    let unwelcome = std::time::Instant::now();
+    drop((apns, last));
+    let mut apns = peer.accept_h2().await;
+    // Half of the longest pause at least, and not the minute that a failing APNs is given.
+    assert!(unwelcome.elapsed() >= Duration::from_millis(900));
+    let asked = next(&mut apns).await;
+    answer(asked, 200, &[]);
+    keep_open(apns);
+    assert_eq!(
+        world.outcomes(2).await,
+        [(0, UNAVAILABLE), (1, PushOutcome::Accepted)]
+    );
     world.end().await;
 }

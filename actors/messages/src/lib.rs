@@ -50,8 +50,9 @@ pub use push::{
     PublishBatch, PushOutcome, PushTrace, Rejection, Ticket,
 };
 pub use registration::{
-    Dialect, Register, Registered, RegistryError, RemoveTokens, Removed, SweepCursor, SweepExpired,
-    SweptPage, Touch, TouchBatch, Unregister,
+    Change, Dialect, Register, Registered, RegistryError, RemoveTokens, Removed,
+    SubscribeWithdrawals, SweepCursor, SweepExpired, SweptPage, Touch, TouchBatch, Unregister,
+    Withdraw, Withdrawal,
 };
 pub use retention::{
     ReadSweepReport, SweepError, SweepOutdated, SweepReport, SweepRun, SweptOutdated,

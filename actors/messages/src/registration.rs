@@ -1,6 +1,6 @@
 //! The life of a registration.
 
-use actix::Message;
+use actix::{Message, Recipient};
 use thiserror::Error;
 
 use crate::{
@@ -132,6 +132,57 @@ pub struct Touch {
     pub at: UnixSeconds,
     /// Where APNs took it, or its reason not to.
     pub verdict: Result<Acceptance, ErrorReason>,
+}
+
+/// Asks to be told by [`Withdraw`] from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct SubscribeWithdrawals {
+    /// Whom to tell.
+    pub subscriber: Recipient<Withdraw>,
+}
+
+impl std::fmt::Debug for SubscribeWithdrawals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SubscribeWithdrawals")
+    }
+}
+
+/// What waits to be sent for these registrations must not go any more. Told once their change is durable.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Withdraw {
+    /// At most [`Withdraw::ITEMS_MAX`], in the order in which the registrations changed.
+    pub items: Vec<Withdrawal>,
+}
+
+impl Withdraw {
+    /// Most registrations of one message: more of them would keep the threads that push busy for long.
+    pub const ITEMS_MAX: usize = 256;
+}
+
+/// A registration that was pushed to, and is no more what it was then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// The registration.
+    pub registration: RegistrationKey,
+    /// What became of it.
+    pub change: Change,
+}
+
+/// What became of a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It has ended: a push is answered as one to a node that nobody knows.
+    Ended,
+    /// It was renewed for another device token or app. A push to the old one is answered as one that failed
+    /// for now.
+    Replaced {
+        /// The app it has now.
+        app: AppId,
+        /// The device token it has now.
+        device_token: DeviceToken,
+    },
 }
 
 /// Why the registry could not do what was asked.

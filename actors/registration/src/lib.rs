@@ -13,6 +13,7 @@ pub mod registry;
 pub mod resolver;
 mod store;
 mod touches;
+mod withdrawals;
 mod writer;
 
 pub use config::Config;

@@ -10,6 +10,7 @@ use crate::keys::{Keys, MasterKey};
 use crate::store::RegistrationStore;
 use crate::store::sled::{self, SledStore};
 use crate::touches::Touches;
+use crate::withdrawals::Subscribers;
 use crate::writer::{Counters, Writer, lock};
 use crate::{Config, Error, Fault};
 
@@ -28,6 +29,7 @@ pub(crate) struct Shared {
     /// Held for moments only, so that an arbiter may take it.
     pub(crate) touches: Arc<Mutex<Touches>>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) subscribers: Subscribers,
 }
 
 /// The store in use with its keys. Whoever reads takes both at once, for as long as one batch.
@@ -82,10 +84,12 @@ impl Registrations {
             store,
             keys: Arc::new(keys),
         }));
+        let subscribers = Subscribers::default();
         let writer = Writer::new(
             Arc::clone(&living),
             Arc::clone(&touches),
             Arc::clone(&counters),
+            subscribers.clone(),
             clock.clone(),
             config,
         );
@@ -96,6 +100,7 @@ impl Registrations {
             writer: Mutex::new(writer),
             touches,
             counters,
+            subscribers,
         }))
     }
 

@@ -18,7 +18,7 @@ use messages::{
     Claim, DeadPush, DeadPushBatch, DescribeRegistrations, DeviceToken, Drain, Drained,
     EraseRegistrations, FindAccountKeys, FindRegistration, Health, JournalBatch, Probe,
     PushOutcome, Register, RegistrationKey, RegistryError, Rejection, RemoveTokens, RotateKeys,
-    SweepExpired, TouchBatch, Unregister,
+    SubscribeWithdrawals, SweepExpired, TouchBatch, Unregister,
 };
 use tokio::sync::oneshot;
 
@@ -51,6 +51,8 @@ pub struct Handles {
     pub touch: Recipient<TouchBatch>,
     /// Answers pushes to dead tokens.
     pub dead_pushes: Recipient<DeadPushBatch>,
+    /// Tells from then on which registrations ended or changed.
+    pub withdrawals: Recipient<SubscribeWithdrawals>,
     /// Finds a registration by its secret.
     pub find: Recipient<FindRegistration>,
     /// Finds the keys of an account.
@@ -117,6 +119,7 @@ pub fn start(registrations: &Registrations, edges: Edges) -> Result<Handles, Err
         sweep: address.clone().recipient(),
         touch: address.clone().recipient(),
         dead_pushes: address.clone().recipient(),
+        withdrawals: address.clone().recipient(),
         find: address.clone().recipient(),
         accounts: address.clone().recipient(),
         describe: address.clone().recipient(),
@@ -372,6 +375,14 @@ impl Handler<TouchBatch> for Registry {
         if pressing {
             self.write_touches();
         }
+    }
+}
+
+impl Handler<SubscribeWithdrawals> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, subscription: SubscribeWithdrawals, _: &mut Self::Context) {
+        self.shared.subscribers.add(subscription.subscriber);
     }
 }
 

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use actix::Recipient;
 use arc_swap::ArcSwap;
 use messages::{
-    AccountKey, AppId, BareJid, Claim, Clock, DeviceToken, Domain, EndCause, EndedEvent,
+    AccountKey, AppId, BareJid, Change, Claim, Clock, DeviceToken, Domain, EndCause, EndedEvent,
     FindRegistration, JournalBatch, JournalEntry, JournalEvent, NodeId, Register, Registered,
     RegisteredEvent, RegistrationDetails, RegistrationKey, RegistryError, RejectedToken, Removed,
-    Secret, SweepCursor, SweepExpired, SweptPage, UnixSeconds, Unregister,
+    Secret, SweepCursor, SweepExpired, SweptPage, UnixSeconds, Unregister, Withdrawal,
 };
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
@@ -22,6 +22,7 @@ use crate::keys::{Keys, Mask, MasterKey, Salt, fill};
 use crate::registrations::Living;
 use crate::store::{PushTimes, Record, RegistrationStore, Visit, last_use};
 use crate::touches::Touches;
+use crate::withdrawals::Subscribers;
 use crate::{Config, Error, Fault};
 
 /// Most registrations one page of a sweep looks at, whatever was asked: it holds up other requests.
@@ -115,6 +116,9 @@ pub(crate) struct Writer {
     pub(crate) journal: Option<Recipient<JournalBatch>>,
     /// What it is told once the group is durable.
     events: Vec<JournalEntry>,
+    subscribers: Subscribers,
+    /// What they are told once the group is durable.
+    withdrawals: Vec<Withdrawal>,
     unsynced: bool,
     unflushed: bool,
     /// Whether the store has failed in a way after which nothing it says about durability counts.
@@ -130,6 +134,7 @@ impl Writer {
         living: Arc<ArcSwap<Living>>,
         touches: Arc<Mutex<Touches>>,
         counters: Arc<Counters>,
+        subscribers: Subscribers,
         clock: Clock,
         config: &Config,
     ) -> Self {
@@ -157,6 +162,8 @@ impl Writer {
             crowd_told: None,
             journal: None,
             events: Vec::new(),
+            subscribers,
+            withdrawals: Vec::new(),
             unsynced: false,
             unflushed: false,
             broken: false,
@@ -182,6 +189,10 @@ impl Writer {
     fn conclude(&mut self, answers: Vec<Answer>) -> Result<(), Broken> {
         let durable = self.settle();
         self.tell_journal(durable.is_ok());
+        let withdrawals = std::mem::take(&mut self.withdrawals);
+        if durable.is_ok() {
+            self.subscribers.tell(withdrawals);
+        }
         count(&self.counters.answered, answers.len() as u64);
         for answer in answers {
             answer(durable);
@@ -413,6 +424,13 @@ impl Writer {
         self.erasure.mirror_put(key, &record);
         if !renewed {
             self.census.came(key, domain);
+        }
+        if renewed && !has_token {
+            let change = Change::Replaced {
+                app: register.app.clone(),
+                device_token: register.device_token.clone(),
+            };
+            self.withdraw(key, change);
         }
         self.note(|| {
             JournalEvent::Registered(Box::new(RegisteredEvent {
@@ -651,7 +669,18 @@ impl Writer {
         let removed = removed.map_err(|error| self.failed(&error))?;
         self.erasure.mirror(|copy| copy.remove(key).map(drop));
         count(&self.counters.removed, u64::from(removed));
+        if removed {
+            self.withdraw(key, Change::Ended);
+        }
         Ok(removed)
+    }
+
+    /// What waits for a registration as it was must not go any more.
+    fn withdraw(&mut self, registration: RegistrationKey, change: Change) {
+        self.withdrawals.push(Withdrawal {
+            registration,
+            change,
+        });
     }
 
     /// Push times, those that are not written yet included.

@@ -23,7 +23,8 @@ use messages::{
     Acceptance, AppId, Bearer, Clock, DeadPushBatch, Deliver, DeliverBatch, DeviceToken, Domain,
     Drain, Drained, NotificationHint, Origin, OutcomeBatch, Probe, ProviderTokenRefused,
     PushOutcome, RegistrationKey, RejectedToken, RejectedTokens, Rejection, SubscribeProviderToken,
-    Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds, UseProviderToken,
+    SubscribeWithdrawals, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds, UseProviderToken,
+    Withdraw, Withdrawal,
 };
 use rcgen::{CertifiedKey, KeyPair};
 use rustls::ServerConfig;
@@ -178,6 +179,7 @@ pub struct World {
     pub looked_up: Vec<RejectedToken>,
     pub subscriptions: Collector<SubscribeProviderToken>,
     pub refused: Collector<ProviderTokenRefused>,
+    withdrawals: Collector<SubscribeWithdrawals>,
     told: Vec<(Ticket, PushOutcome)>,
     /// What is known of the devices that [`Self::deliver_one`] pushes to.
     pub acceptance: Option<Acceptance>,
@@ -236,6 +238,7 @@ impl World {
         let dead_pushes = Collector::start();
         let subscriptions = Collector::start();
         let refused = Collector::start();
+        let withdrawals = Collector::start();
         let subscribe = if signer {
             provider_tokens::start(&upstreams).subscribe
         } else {
@@ -248,6 +251,7 @@ impl World {
             journal: None,
             subscribe,
             refused: refused.recipient(),
+            withdrawals: withdrawals.recipient(),
         };
         Self {
             clock,
@@ -260,6 +264,7 @@ impl World {
             looked_up: Vec::new(),
             subscriptions,
             refused,
+            withdrawals,
             told: Vec::new(),
             acceptance: None,
             sent: 0,
@@ -269,6 +274,12 @@ impl World {
     /// Delivers `count` pushes for `app`, to be answered within 20 s.
     pub fn deliver(&mut self, count: u32) {
         self.deliver_to("app", count, Duration::from_secs(20));
+    }
+
+    /// Tells the pool what became of registrations, as the registry does.
+    pub async fn withdraw(&mut self, items: Vec<Withdrawal>) {
+        let pool = self.withdrawals.take().await.subscriber;
+        pool.send(Withdraw { items }).await.unwrap();
     }
 
     /// How many pushes were delivered.

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use messages::{
-    AppId, DeadPush, DeadPushBatch, ErrorReason, FindAccountKeys, JournalEvent, NodeId, Origin,
-    OutcomeBatch, PushOutcome, RegistrationKey, RegistryError, RejectedToken, Rejection,
-    RemoveTokens, SweepExpired, SweptPage, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds,
+    AppId, Change, Claim, DeadPush, DeadPushBatch, DeviceToken, EraseRegistrations, ErrorReason,
+    FindAccountKeys, JournalEvent, NodeId, Origin, OutcomeBatch, PushOutcome, RegistrationKey,
+    RegistryError, RejectedToken, Rejection, RemoveTokens, SubscribeWithdrawals, SweepExpired,
+    SweptPage, Ticket, Touch, TouchBatch, UnixMillis, UnixSeconds, Withdraw, Withdrawal,
 };
 use registration::registry::Handles;
 use testkit::Collector;
@@ -109,6 +110,85 @@ async fn the_journal_is_told_what_happened_once_it_is_durable() {
         ]
     );
     assert!(journal.drain().is_empty());
+}
+
+#[actix::test]
+async fn who_pushes_is_told_what_became_of_registrations() {
+    let fixture = Fixture::new();
+    let (registrations, registry) = fixture.start();
+    let mut told = Collector::<Withdraw>::start();
+    let subscriber = told.recipient();
+    let subscription = SubscribeWithdrawals { subscriber };
+    registry.withdrawals.send(subscription).await.unwrap();
+    let ended = |registration| Withdrawal {
+        registration,
+        change: Change::Ended,
+    };
+
+    secret(&registry, ADA, NODE, "a").await;
+    let first = only(&registrations, ADA).registration;
+    secret(&registry, ADA, NODE, "a").await;
+    secret(&registry, ADA, NODE, "b").await;
+    let replaced = Withdrawal {
+        registration: first,
+        change: Change::Replaced {
+            app: AppId::new("app"),
+            device_token: token("b"),
+        },
+    };
+    assert_eq!(told.take().await.items, [replaced], "and of no renewal");
+    let mut other_app = request(ADA, NODE, token("b"));
+    other_app.app = AppId::new("other");
+    registry.register.send(other_app).await.unwrap().unwrap();
+    let replaced = Withdrawal {
+        registration: first,
+        change: Change::Replaced {
+            app: AppId::new("other"),
+            device_token: token("b"),
+        },
+    };
+    assert_eq!(told.take().await.items, [replaced]);
+    // The device has given up its node.
+    secret(&registry, ADA, NODE, "b").await;
+    told.take().await;
+    secret(&registry, ADA, OTHER_NODE, "b").await;
+    assert_eq!(told.take().await.items, [ended(first)]);
+    let second = only(&registrations, ADA).registration;
+    assert_eq!(unregister(&registry, ADA, OTHER_NODE).await, 1);
+    assert_eq!(told.take().await.items, [ended(second)]);
+
+    secret(&registry, ADA, NODE, "a").await;
+    let third = only(&registrations, ADA).registration;
+    fixture.at(2);
+    assert_eq!(dead(&registry, "a", 1_000).await, 1);
+    assert_eq!(told.take().await.items, [ended(third)]);
+
+    secret(&registry, ADA, NODE, "a").await;
+    let fourth = only(&registrations, ADA).registration;
+    let claim = Claim::Account(account(ADA));
+    let erase = EraseRegistrations { claim };
+    registry.erase.send(erase).await.unwrap().unwrap();
+    assert_eq!(told.take().await.items, [ended(fourth)]);
+
+    let many = Withdraw::ITEMS_MAX + 1;
+    for n in 0..many {
+        let name = format!("{EVE}{}", n / 8);
+        let node = format!("node-{n}");
+        let device_token = DeviceToken::parse(&format!("{n:064x}")).unwrap();
+        let request = request(&name, &node, device_token);
+        registry.register.send(request).await.unwrap().unwrap();
+    }
+    fixture.at(100);
+    let sweep = SweepExpired {
+        idle_since: after(50),
+        after: None,
+        limit: 1_000,
+    };
+    let swept = registry.sweep.send(sweep).await.unwrap().unwrap();
+    assert_eq!(swept.removed, many as u64);
+    assert_eq!(told.take().await.items.len(), Withdraw::ITEMS_MAX);
+    assert_eq!(told.take().await.items.len(), 1);
+    assert!(told.drain().is_empty());
 }
 
 #[actix::test]
