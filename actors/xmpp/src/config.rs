@@ -83,6 +83,14 @@ pub struct Config {
     pub authentication_timeout_seconds: u64,
     /// Most bytes a peer may send in all before a domain is authenticated on its stream.
     pub bytes_before_authentication_max: usize,
+    /// Most bytes of a peer's certificate and those after it, on streams in both directions. With more the
+    /// TLS handshake is ended.
+    pub certificate_chain_bytes_max: usize,
+    /// Bytes that the system receives for one connection while they are not read. It may take twice as much
+    /// memory, and less than this where its own limit is lower.
+    pub receive_buffer_bytes: u32,
+    /// Bytes that the system keeps of what is sent on one connection until the peer has them, likewise.
+    pub send_buffer_bytes: u32,
     /// Failed attempts at SASL after which the stream is closed. Peers that fail go on with dialback.
     pub sasl_attempts_max: u32,
     /// Seconds until a publish must have its answer. ejabberd waits 32 s.
@@ -127,7 +135,16 @@ pub struct Config {
     pub verifications_per_domain_max: usize,
     /// Dialback verifications that run at a time in the process.
     pub verifications_max: usize,
-    /// Seconds after a denied claim for which its domain is not asked about again for the same source.
+    /// Dialback verifications begun per second for peers of one address, of IPv6 of one /64; ten seconds'
+    /// worth at once after a quiet time. Above, the peer gets `resource-constraint`.
+    pub verifications_per_address_per_second_max: u32,
+    /// Connections made per second to one address, of IPv6 to one /64, for verifications of all domains,
+    /// half of them for peers of one address; ten seconds' worth at once after a quiet time. Further ones
+    /// wait up to five seconds. Those that prove a domain do not count.
+    pub verification_connections_per_address_per_second_max: u32,
+    /// Seconds after a denied claim for which its domain is not asked about again for the same source. After
+    /// a claim that could not be verified it is one second, doubled with each in a row, up to this. 0 for
+    /// no pause.
     pub verification_pause_seconds: u64,
     /// Domains that may open streams, and no others: `chat.example`, or `*.example` for everything below
     /// `example`. Empty for all.
@@ -192,6 +209,9 @@ impl Default for Config {
             name_bytes_max: 256,
             authentication_timeout_seconds: 30,
             bytes_before_authentication_max: 65_536,
+            certificate_chain_bytes_max: 16_384,
+            receive_buffer_bytes: 262_144,
+            send_buffer_bytes: 131_072,
             sasl_attempts_max: 3,
             reply_deadline_seconds: 20,
             write_stall_seconds: 20,
@@ -210,6 +230,8 @@ impl Default for Config {
             verifications_per_address_max: 32,
             verifications_per_domain_max: 8,
             verifications_max: 128,
+            verifications_per_address_per_second_max: 50,
+            verification_connections_per_address_per_second_max: 20,
             verification_pause_seconds: 10,
             allow: Vec::new(),
             deny: Vec::new(),
@@ -458,6 +480,17 @@ impl Config {
             self.bytes_before_authentication_max as u64,
             2 * STANZA_BYTES_MIN as u64,
         );
+        at_least(
+            "certificate_chain_bytes_max",
+            self.certificate_chain_bytes_max as u64,
+            4096,
+        );
+        at_least(
+            "receive_buffer_bytes",
+            self.receive_buffer_bytes.into(),
+            16_384,
+        );
+        at_least("send_buffer_bytes", self.send_buffer_bytes.into(), 16_384);
         at_least("sasl_attempts_max", self.sasl_attempts_max.into(), 1);
         at_least("reply_deadline_seconds", self.reply_deadline_seconds, 1);
         at_least("write_stall_seconds", self.write_stall_seconds, 1);
@@ -492,6 +525,17 @@ impl Config {
             1,
         );
         at_least("verifications_max", self.verifications_max as u64, 1);
+        at_least(
+            "verifications_per_address_per_second_max",
+            self.verifications_per_address_per_second_max.into(),
+            1,
+        );
+        at_least(
+            "verification_connections_per_address_per_second_max",
+            self.verification_connections_per_address_per_second_max
+                .into(),
+            1,
+        );
         for host in &self.hosts {
             if host.addresses.is_empty() {
                 errors.push(Error::NoAddresses {

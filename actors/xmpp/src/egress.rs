@@ -20,17 +20,20 @@ use messages::{Domain, Drain, Drained, Health, Probe, PublishBatch, Register, Un
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::Ingress;
 use crate::accounts::{Account, Good, Hold, Source};
 use crate::backlog::{Chunk, Queue, Recent};
 use crate::backoff::Backoff;
 use crate::gate::{self, Count, Lane};
-use crate::intake::Intake;
+use crate::intake::{self, Intake};
+use crate::pace::{Pace, Taken};
 use crate::stream::limits::PeerLimits;
 use crate::stream::outbound::{self, Connection, Opened};
 use crate::stream::pings::Ping;
 use crate::stream::{Explained, Fault, Trace};
+use crate::xml::XmlError;
 use crate::xml::splitter::{Limits, Splitter, Unit};
+use crate::xml::stream_error::StreamCondition;
+use crate::{Config, Ingress};
 
 /// Shorter than answers wait, so that each is still there when its peer is tried again.
 const BACKOFF_MAX: Duration = Duration::from_secs(20);
@@ -415,7 +418,8 @@ impl Keeper {
         let mut first_written = None;
         let end = loop {
             // An end that is here already is seen before anything is written behind it.
-            if let Some(fault) = listen(&mut talk.framed, intake.as_ref()).now_or_never() {
+            let listening = listen(&mut talk.framed, intake.as_ref(), &mut talk.junk);
+            if let Some(fault) = listening.now_or_never() {
                 break End::Broken(fault);
             }
             match self.write(&mut talk).await {
@@ -435,7 +439,9 @@ impl Keeper {
             let due = talk.due();
             tokio::select! {
                 () = self.link.wake.notified() => {}
-                fault = listen(&mut talk.framed, intake.as_ref()) => break End::Broken(fault),
+                fault = listen(&mut talk.framed, intake.as_ref(), &mut talk.junk) => {
+                    break End::Broken(fault);
+                }
                 () = answered(&mut talk.ping) => {
                     self.unanswered = 0;
                     talk.proven();
@@ -548,6 +554,7 @@ struct Talk {
     framed: Connection,
     /// Whether the peer may send on it (XEP-0288).
     bidirectional: bool,
+    junk: Junk,
     limits: PeerLimits,
     recent: Recent,
     /// After what time an answer is believed to have arrived.
@@ -580,6 +587,7 @@ impl Talk {
         Self {
             framed,
             bidirectional,
+            junk: Junk::new(config),
             limits,
             recent: Recent::default(),
             arrival: (round_trip * ARRIVAL_ROUND_TRIPS).clamp(ARRIVAL_MIN, ARRIVAL_MAX),
@@ -683,14 +691,54 @@ async fn answered(ping: &mut Option<(Ping, Instant)>) {
 
 /// Reads so that the end of the stream is seen at once. Without an intake, stanzas here go the wrong way
 /// (RFC 6120 §4.5), and dialback was settled before; both are passed over. Dropping the future loses nothing.
-async fn listen(framed: &mut Connection, intake: Option<&Intake>) -> Fault {
+async fn listen(framed: &mut Connection, intake: Option<&Intake>, junk: &mut Junk) -> Fault {
     loop {
         let heard = match intake {
             Some(intake) => intake.take(framed).await,
-            None => framed.element().await.map(drop),
+            None => junk.take(framed).await,
         };
         if let Err(fault) = heard {
             return fault;
+        }
+    }
+}
+
+/// What comes on a stream that only takes answers. There is nothing to be slowed down: who sends as much as
+/// one who may send is let, is left.
+struct Junk {
+    pace: Pace,
+    taken: Taken,
+}
+
+impl Junk {
+    fn new(config: &Config) -> Self {
+        Self {
+            pace: Pace::per_second(config.stanzas_per_second_max, intake::BURST),
+            taken: Taken::default(),
+        }
+    }
+
+    /// Passes over what is there and reads on once.
+    async fn take(&mut self, framed: &mut Connection) -> Result<(), Fault> {
+        let now = Instant::now();
+        loop {
+            let (len, is_element) = match framed.unit()? {
+                Unit::Element(len) => (len, true),
+                Unit::Whitespace(len) => (len, false),
+                Unit::Incomplete => return framed.fill().await,
+                Unit::Close(_) => return Err(Fault::Ended),
+                Unit::Header(_) => return Err(XmlError::BadFormat.into()),
+            };
+            if self.taken.take_stanza(self.pace, len, now).is_err() {
+                return Err(Fault::refuse(
+                    StreamCondition::PolicyViolation,
+                    "it sends without end on a stream that is for our answers",
+                ));
+            }
+            if is_element {
+                framed.read(len)?;
+            }
+            framed.consume(len);
         }
     }
 }

@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ServerConfig;
 
 use crate::accounts::{Account, Accounts, Good, Hold, Source};
+use crate::calls::Calls;
 use crate::census::{Census, Origin, Seat};
 use crate::denials::Denials;
 use crate::jid::{self, Host};
@@ -23,7 +24,7 @@ use crate::stream::identity::{self, Credential, Names, Trust};
 use crate::stream::pings::Pings;
 use crate::stream::resolve::{Hosts, Resolver, Security, Target};
 use crate::stream::tls::{self, Certificates, Credentials, Kind};
-use crate::{Config, DomainConfig, Error, Privacy, TlsVersion, listener};
+use crate::{Config, DomainConfig, Error, Privacy, listener};
 
 /// Days before its end from which a certificate is reported.
 pub(crate) const EXPIRY_DAYS: u64 = 30;
@@ -55,6 +56,7 @@ struct Inner {
     policy: Policy,
     census: Census,
     denials: Denials,
+    calls: Calls,
     outcomes: Outcomes,
     clock: Clock,
 }
@@ -132,7 +134,7 @@ impl Ingress {
         );
         let direct = certified.first().and_then(|first| {
             let fallback = &first.credentials;
-            tls::acceptor(Kind::Direct, config.tls_min, &certificates, fallback)
+            tls::acceptor(Kind::Direct, config, &certificates, fallback)
                 .map_err(|error| errors.push(error))
                 .ok()
         });
@@ -141,7 +143,7 @@ impl Ingress {
             let Some(Certified { credentials, .. }) = one.certified.clone() else {
                 continue;
             };
-            match one.serve(&credentials, &certificates, config.tls_min, version) {
+            match one.serve(&credentials, &certificates, config, version) {
                 Ok(one) => {
                     served.insert(one.domain().clone(), one);
                 }
@@ -173,6 +175,7 @@ impl Ingress {
                     policy,
                     census: Census::default(),
                     denials: Denials::default(),
+                    calls: Calls::new(config),
                     outcomes: Outcomes::new(config, Clock::system()),
                     clock: Clock::system(),
                 })))
@@ -268,9 +271,14 @@ impl Ingress {
         &self.0.policy
     }
 
-    /// Claims that were denied.
+    /// Claims that were not proven.
     pub(crate) fn denials(&self) -> &Denials {
         &self.0.denials
+    }
+
+    /// How often others are called because of claims.
+    pub(crate) fn calls(&self) -> &Calls {
+        &self.0.calls
     }
 
     /// Room for one dialback verification that somebody causes about `domain`.
@@ -334,12 +342,12 @@ impl Loaded {
         self,
         credentials: &Credentials,
         certificates: &Arc<Certificates>,
-        tls_min: TlsVersion,
+        config: &Config,
         version: &'static str,
     ) -> Result<Served, Error> {
         Ok(Served {
-            acceptor: tls::acceptor(Kind::StartTls, tls_min, certificates, credentials)?,
-            connector: tls::connector(tls_min, credentials)?,
+            acceptor: tls::acceptor(Kind::StartTls, config, certificates, credentials)?,
+            connector: tls::connector(config, credentials)?,
             service: self.service(version),
         })
     }

@@ -25,7 +25,7 @@ use crate::xml::splitter::Unit;
 use crate::xml::stream_error::StreamCondition;
 
 /// The quiet time after which stanzas may come faster for a while.
-const BURST: Duration = Duration::from_secs(1);
+pub(crate) const BURST: Duration = Duration::from_secs(1);
 
 /// What is taken in on one stream.
 pub(crate) struct Intake {

@@ -157,7 +157,9 @@ impl Host {
     }
 }
 
-const DENY: AsciiDenyList = AsciiDenyList::URL;
+/// What a label may not have: of ASCII all but letters, digits, hyphens (RFC 5890 §2.3.1), and the `_` of
+/// names that are in use although they are none of hosts.
+const DENY: AsciiDenyList = AsciiDenyList::new(true, "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}~");
 
 fn to_ascii(text: &str) -> Result<String, JidError> {
     Uts46::new()
@@ -252,6 +254,11 @@ mod tests {
         check("a d@push.test", None);
         check("ada@push.test/\u{0}", None);
         check("xn--a.example", None);
+        check("*.push.test", None);
+        check("\u{ff0a}.push.test", None);
+        check("a+b.push.test", None);
+        check("m\u{fc}n$chen.example", None);
+        check("a'b.push.test", None);
         check(&format!("{}.test", "a".repeat(64)), None);
         check(&format!("{}@push.test", "a".repeat(1024)), None);
         check(&["abcdefghi"; 26].join("."), None);

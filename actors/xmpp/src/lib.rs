@@ -19,6 +19,7 @@ mod accounts;
 mod back;
 mod backlog;
 mod backoff;
+mod calls;
 mod census;
 pub mod certificates;
 pub mod component;

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use crate::accounts::{Good, Source};
 use crate::gate::{self, AdoptStream, Count};
 use crate::pace::{Pace, Pacer, Taken};
+use crate::stream::connect::Buffers;
 pub use crate::stream::tls::Kind;
 use crate::stream::{Stage, Trace};
 use crate::{Config, Error, Ingress};
@@ -87,7 +88,7 @@ pub fn bind(config: &Config) -> Result<Vec<Socket>, Error> {
         .iter()
         .filter(|_| !config.listen.is_empty());
     let secure = secure.map(|address| (address, Kind::Direct));
-    let bind = |(address, kind): (&SocketAddr, Kind)| match listen(*address) {
+    let bind = |(address, kind): (&SocketAddr, Kind)| match listen(*address, Buffers::new(config)) {
         Ok(socket) => Ok(Socket { socket, kind }),
         Err(source) => Err(Error::Bind {
             address: *address,
@@ -97,7 +98,7 @@ pub fn bind(config: &Config) -> Result<Vec<Socket>, Error> {
     plain.chain(secure).map(bind).collect()
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, buffers: Buffers) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -108,6 +109,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
     // A restart finds connections of the process before in TIME_WAIT.
     socket.set_reuse_address(true)?;
+    buffers.set(&SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -70,6 +70,13 @@ impl Taken {
         }
     }
 
+    /// Gives one back.
+    fn give_back(&mut self, pace: Pace) {
+        self.0 = self
+            .0
+            .and_then(|made_up| made_up.checked_sub(pace.interval));
+    }
+
     fn is_made_up(&self, now: Instant) -> bool {
         self.0.is_none_or(|made_up| made_up <= now)
     }
@@ -93,12 +100,27 @@ impl<K: Eq + Hash> Pacer<K> {
 
     /// Takes one for `key`. Returns whether there was one.
     pub(crate) fn take(&mut self, key: K, now: Instant) -> bool {
+        self.turn(key, now).is_ok()
+    }
+
+    /// Takes one for `key`.
+    ///
+    /// # Errors
+    /// When there will be one, if there is none now.
+    pub(crate) fn turn(&mut self, key: K, now: Instant) -> Result<(), Instant> {
         if self.taken.len() >= self.forget_from {
             self.taken.retain(|_, taken| !taken.is_made_up(now));
             self.forget_from = FORGET_FROM.max(2 * self.taken.len());
         }
         let taken = self.taken.entry(key).or_default();
-        taken.take(self.pace, now).is_ok()
+        taken.take(self.pace, now)
+    }
+
+    /// Gives one of `key` back.
+    pub(crate) fn give_back(&mut self, key: &K) {
+        if let Some(taken) = self.taken.get_mut(key) {
+            taken.give_back(self.pace);
+        }
     }
 }
 

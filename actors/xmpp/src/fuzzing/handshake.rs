@@ -25,6 +25,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::oracle::{self, Tree};
 use crate::accounts::{Good, Source};
+use crate::calls::Errand;
 use crate::egress::EgressBatch;
 use crate::gate::{Edges, Lane, Load};
 use crate::session::Session;
@@ -104,9 +105,10 @@ pub(crate) async fn verify(
     remote: &Domain,
     id: &str,
     key: &str,
+    errand: &Errand<'_>,
 ) -> Result<bool, Failure> {
     let Some(scene) = SCENE.with_borrow(Clone::clone) else {
-        return outbound::verify(ingress, local, remote, id, key).await;
+        return outbound::verify(ingress, local, remote, id, key, errand).await;
     };
     sleep(DELIBERATION).await;
     let mut scene = scene.borrow_mut();

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixStream, lookup_host};
 use tokio::time::timeout;
 
-use super::connect::connect;
+use super::connect::{Terms, connect};
 use super::framed::Framed;
 use super::{Fault, ns};
 use crate::gate::KEEPALIVE;
@@ -56,7 +56,12 @@ impl Target {
         match self {
             Self::Tcp(target) => {
                 let addresses: Vec<_> = lookup_host(target).await?.collect();
-                let socket = connect(&addresses, limit).await?;
+                let terms = Terms {
+                    limit,
+                    buffers: None,
+                    errand: None,
+                };
+                let (_, socket) = connect(&addresses, terms).await?;
                 socket.set_nodelay(true)?;
                 let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
                 SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;

@@ -9,10 +9,12 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::resolve::{ResolveError, Resolver, Target};
+use crate::calls::Errand;
+use crate::{Config, Ingress};
 
 /// How long an attempt runs before the next address is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -43,18 +45,16 @@ pub(crate) struct Reached {
 
 /// Connects to one target after the other, and to the next one beside a slow one.
 pub(crate) struct Dial<'a> {
-    resolver: &'a Resolver,
-    limit: Duration,
+    way: Way<'a>,
     waiting: std::vec::IntoIter<Target>,
     attempts: FuturesUnordered<LocalBoxFuture<'a, Result<Reached, Unreachable>>>,
 }
 
 impl<'a> Dial<'a> {
-    /// Takes the targets, best first. A connection to one of them may take as long as `limit`.
-    pub(crate) fn new(resolver: &'a Resolver, targets: Vec<Target>, limit: Duration) -> Self {
+    /// Takes the targets, best first.
+    pub(crate) fn new(way: Way<'a>, targets: Vec<Target>) -> Self {
         Self {
-            resolver,
-            limit,
+            way,
             waiting: targets.into_iter(),
             attempts: FuturesUnordered::new(),
         }
@@ -65,8 +65,7 @@ impl<'a> Dial<'a> {
     pub(crate) async fn next(&mut self) -> Option<Result<Reached, Unreachable>> {
         loop {
             if let Some(target) = self.waiting.next() {
-                let attempt = reach(self.resolver, target, self.limit);
-                self.attempts.push(Box::pin(attempt));
+                self.attempts.push(Box::pin(self.way.reach(target)));
             }
             tokio::select! {
                 attempt = self.attempts.next() => return attempt,
@@ -76,40 +75,109 @@ impl<'a> Dial<'a> {
     }
 }
 
-/// Connects to a target.
-pub(crate) async fn reach(
-    resolver: &Resolver,
-    target: Target,
-    limit: Duration,
-) -> Result<Reached, Unreachable> {
-    let addresses = resolver.addresses(&target).await?;
-    let began = Instant::now();
-    let tcp = connect(&addresses, limit).await?;
-    let round_trip = began.elapsed();
-    tcp.set_nodelay(true)?;
-    let socket = SockRef::from(&tcp);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    Ok(Reached {
-        target,
-        tcp,
-        round_trip,
-    })
+/// What the system may keep of a connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Buffers {
+    receive: u32,
+    send: u32,
 }
 
-/// Connects to the first of `addresses` that answers, all of it within `limit`.
-pub(crate) async fn connect(addresses: &[SocketAddr], limit: Duration) -> io::Result<TcpStream> {
-    timeout(limit, race(addresses))
+impl Buffers {
+    pub(crate) const fn new(config: &Config) -> Self {
+        Self {
+            receive: config.receive_buffer_bytes,
+            send: config.send_buffer_bytes,
+        }
+    }
+
+    /// Sets it for a socket before it listens or connects, which is when the peer is told what fits in. What
+    /// a listening socket accepts has the same.
+    pub(crate) fn set(self, socket: &SockRef<'_>) -> io::Result<()> {
+        let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        socket.set_recv_buffer_size(size(self.receive))?;
+        socket.set_send_buffer_size(size(self.send))
+    }
+}
+
+/// How to connect.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms<'a> {
+    /// How long a connection to one target may take.
+    pub(crate) limit: Duration,
+    /// None to leave it to the system.
+    pub(crate) buffers: Option<Buffers>,
+    /// What it is for, if a stranger wants it.
+    pub(crate) errand: Option<&'a Errand<'a>>,
+}
+
+/// How to get to a peer.
+#[derive(Clone, Copy)]
+pub(crate) struct Way<'a> {
+    pub(crate) resolver: &'a Resolver,
+    terms: Terms<'a>,
+}
+
+impl<'a> Way<'a> {
+    pub(crate) fn new(ingress: &'a Ingress, errand: Option<&'a Errand<'a>>) -> Self {
+        Self {
+            resolver: ingress.resolver(),
+            terms: Terms {
+                limit: ingress.config().connect_timeout(),
+                buffers: Some(Buffers::new(ingress.config())),
+                errand,
+            },
+        }
+    }
+
+    /// Connects to a target.
+    pub(crate) async fn reach(self, target: Target) -> Result<Reached, Unreachable> {
+        let addresses = self.resolver.addresses(&target).await?;
+        let (round_trip, tcp) = connect(&addresses, self.terms).await?;
+        tcp.set_nodelay(true)?;
+        let socket = SockRef::from(&tcp);
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        Ok(Reached {
+            target,
+            tcp,
+            round_trip,
+        })
+    }
+}
+
+/// Connects to the first of `addresses` that answers, all of it within the limit, and tells how long it took.
+pub(crate) async fn connect(
+    addresses: &[SocketAddr],
+    terms: Terms<'_>,
+) -> io::Result<(Duration, TcpStream)> {
+    timeout(terms.limit, race(addresses, terms))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn connect_one(address: SocketAddr, terms: Terms<'_>) -> io::Result<(Duration, TcpStream)> {
+    if let Some(errand) = terms.errand {
+        errand.turn(address.ip()).await?;
+    }
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if let Some(buffers) = terms.buffers {
+        buffers.set(&SockRef::from(&socket))?;
+    }
+    let began = Instant::now();
+    let tcp = socket.connect(address).await?;
+    Ok((began.elapsed(), tcp))
+}
+
+async fn race(addresses: &[SocketAddr], terms: Terms<'_>) -> io::Result<(Duration, TcpStream)> {
     let mut waiting = addresses.iter();
     let mut attempts = FuturesUnordered::new();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
-        attempts.extend(waiting.next().map(|address| TcpStream::connect(*address)));
+        let next = waiting.next();
+        attempts.extend(next.map(|address| connect_one(*address, terms)));
         tokio::select! {
             attempt = attempts.next() => match attempt {
                 Some(Ok(connected)) => return Ok(connected),
@@ -125,11 +193,18 @@ async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use tokio::net::{TcpListener, TcpSocket};
+    use tokio::net::TcpListener;
 
     use super::super::resolve::Security;
     use super::*;
-    use crate::Config;
+
+    const fn terms(limit: Duration) -> Terms<'static> {
+        Terms {
+            limit,
+            buffers: None,
+            errand: None,
+        }
+    }
 
     async fn listener() -> (TcpListener, SocketAddr) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -158,11 +233,12 @@ mod tests {
         let (_open, answering) = listener().await;
 
         let limit = Duration::from_secs(10);
-        let connected = connect(&[refusing, answering], limit).await.unwrap();
+        let connected = connect(&[refusing, answering], terms(limit)).await;
+        let (_, connected) = connected.unwrap();
         assert_eq!(connected.peer_addr().unwrap(), answering);
-        let failed = connect(&[refusing], limit).await.unwrap_err();
+        let failed = connect(&[refusing], terms(limit)).await.unwrap_err();
         assert_eq!(failed.kind(), io::ErrorKind::ConnectionRefused);
-        let nowhere = connect(&[], limit).await.unwrap_err();
+        let nowhere = connect(&[], terms(limit)).await.unwrap_err();
         assert_eq!(nowhere.kind(), io::ErrorKind::AddrNotAvailable);
     }
 
@@ -172,11 +248,12 @@ mod tests {
         let (_open, answering) = listener().await;
         let begun = Instant::now();
         let limit = Duration::from_secs(20);
-        let connected = connect(&[silent, answering], limit).await.unwrap();
+        let connected = connect(&[silent, answering], terms(limit)).await;
+        let (_, connected) = connected.unwrap();
         assert_eq!(connected.peer_addr().unwrap(), answering);
         assert!(begun.elapsed() >= HEAD_START);
         assert!(begun.elapsed() < Duration::from_secs(10));
-        let failed = connect(&[silent], HEAD_START).await.unwrap_err();
+        let failed = connect(&[silent], terms(HEAD_START)).await.unwrap_err();
         assert_eq!(failed.kind(), io::ErrorKind::TimedOut);
     }
 
@@ -192,7 +269,11 @@ mod tests {
         let resolver = Resolver::new(crate::stream::resolve::Hosts::new(), &Config::default());
         let begun = Instant::now();
         let limit = Duration::from_secs(20);
-        let mut dial = Dial::new(&resolver, targets.into(), limit);
+        let way = Way {
+            resolver: &resolver,
+            terms: terms(limit),
+        };
+        let mut dial = Dial::new(way, targets.into());
         let refused = dial.next().await.unwrap();
         assert!(matches!(refused, Err(Unreachable::Connect(_))));
         let mut reached = Vec::new();

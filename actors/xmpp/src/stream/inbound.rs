@@ -17,6 +17,7 @@ use super::external::{self, Refusal};
 use super::framed::Framed;
 use super::identity::Credential;
 use super::limits::PeerLimits;
+use super::meter::Metered;
 use super::outbound::Failure;
 #[cfg(not(any(test, fuzzing)))]
 use super::outbound::verify;
@@ -25,6 +26,7 @@ use super::{Fault, Socket, Stage, Trace, ns, open_stream, proof};
 use crate::Ingress;
 use crate::accounts::{Account, Good, Hold, Source};
 use crate::census::{Origin, Seat};
+use crate::denials::Denial;
 #[cfg(any(test, fuzzing))]
 use crate::fuzzing::verify;
 use crate::ingress::Served;
@@ -78,8 +80,11 @@ pub(crate) async fn secure(
     };
 
     trace.stage = Stage::Tls;
+    let (tcp, left) = Metered::new(tcp, config.certificate_chain_bytes_max);
+    let tcp: Box<dyn Socket> = Box::new(tcp);
     let handshake = TlsAcceptor::from(acceptor).accept(tcp);
     let tls = within(deadline, async { Ok(handshake.await?) }).await?;
+    left.lift();
     let (_, connection) = tls.get_ref();
     trace.tls = connection.protocol_version().map(tls::version_name);
     let credential = ingress.examine(connection.peer_certificates().unwrap_or_default());
@@ -310,6 +315,7 @@ pub(crate) struct Verification {
     pub(crate) to: Domain,
     key: String,
     id: String,
+    source: Source,
     hold: Hold,
     _seats: [Seat; 2],
 }
@@ -331,10 +337,12 @@ impl Verification {
             to,
             key,
             id,
+            source,
             hold,
             _seats,
         } = self;
-        let asked = verify(&ingress, &to, &from, &id, &key);
+        let errand = ingress.calls().errand(source);
+        let asked = verify(&ingress, &to, &from, &id, &key, &errand);
         let asked = tokio::time::timeout(VERIFICATION_LIMIT, asked);
         let revocation = hold.revocation();
         let (said, gave_way) = tokio::select! {
@@ -558,6 +566,7 @@ impl Inbound {
                         to,
                         key: element.text().trim().to_owned(),
                         id: self.id.clone(),
+                        source: self.account.source().clone(),
                         hold,
                         _seats: seats,
                     }));
@@ -584,9 +593,13 @@ impl Inbound {
         if self.verifying.len() >= self.ingress.config().verifications_per_stream_max {
             return Err("dialback: too many keys are being verified on this stream");
         }
-        let denials = self.ingress.denials();
-        if denials.holds(self.account.source(), from, Instant::now()) {
-            return Err("dialback: its server denied a key from the same address a moment ago");
+        let (source, now) = (self.account.source(), Instant::now());
+        if let Some(denial) = self.ingress.denials().holds(source, from, now) {
+            return Err(denial.reason());
+        }
+        // Before the room, for which another verification may have to give way.
+        if !self.ingress.calls().begin(source, now) {
+            return Err("dialback: too many keys a second from its address");
         }
         let room = self.ingress.verification(&self.account, from);
         room.ok_or("dialback: too many keys are being verified for it")
@@ -611,13 +624,15 @@ impl Inbound {
             return Ok(());
         }
         match said {
-            Ok(true) => self.admit_claim(&from, &to, "dialback").await,
+            Ok(true) => {
+                let denials = self.ingress.denials();
+                denials.clear(self.account.source(), &from);
+                self.admit_claim(&from, &to, "dialback").await
+            }
             Ok(false) => {
                 const REASON: &str = "dialback: the authoritative server denies the key";
+                self.pause(Denial::Denied, &from);
                 self.answer_claim(&from, &to, false).await?;
-                let pause = self.ingress.config().verification_pause();
-                let denials = self.ingress.denials();
-                denials.add(self.account.source(), &from, pause, Instant::now());
                 if !self.is_authenticated() && self.verifying.is_empty() {
                     return Err(Fault::refuse(StreamCondition::NotAuthorized, REASON));
                 }
@@ -629,6 +644,7 @@ impl Inbound {
                     true => (ErrorType::Cancel, Condition::RemoteServerNotFound),
                     false => (ErrorType::Wait, Condition::RemoteServerTimeout),
                 };
+                self.pause(Denial::Failed, &from);
                 self.refuse_claim(&from, &to, kind, condition).await?;
                 let reason =
                     format!("dialback: the authoritative server cannot be asked: {failure}");
@@ -636,6 +652,14 @@ impl Inbound {
                 Ok(())
             }
         }
+    }
+
+    /// Leaves the server of a domain that was not proven alone for a while.
+    fn pause(&self, denial: Denial, domain: &Domain) {
+        let pause = self.ingress.config().verification_pause();
+        let claim = (self.account.source(), domain);
+        let denials = self.ingress.denials();
+        denials.add(denial, claim, pause, Instant::now());
     }
 
     /// Reports a domain that the peer could not prove, while the stream goes on.

@@ -12,6 +12,7 @@ pub(crate) mod framed;
 pub(crate) mod identity;
 pub(crate) mod inbound;
 pub(crate) mod limits;
+pub(crate) mod meter;
 pub(crate) mod outbound;
 pub(crate) mod pings;
 pub(crate) mod possession;

@@ -15,13 +15,14 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::connect::{Dial, Reached, Unreachable, reach};
+use super::connect::{Dial, Reached, Unreachable, Way};
 use super::framed::Framed;
 use super::identity::{self, Untrusted};
 use super::limits::PeerLimits;
 use super::resolve::{ResolveError, Security};
 use super::{Explained, Fault, Stage, Trace, external, ns, open_stream, proof, tls};
 use crate::Ingress;
+use crate::calls::Errand;
 use crate::jid::{self, Host};
 use crate::xml::header::StreamHeader;
 use crate::xml::stream_error::StreamCondition;
@@ -195,14 +196,14 @@ pub(crate) async fn open(
     let attempt = async |reached, approach| {
         authenticated(ingress, local, remote, reached, approach, &trace).await
     };
-    let opening = on_each_target(ingress, remote, async |reached: Reached| {
+    let way = Way::new(ingress, None);
+    let opening = on_each_target(way, remote, async |reached: Reached| {
         let target = reached.target.clone();
         match attempt(reached, Approach::Any).await? {
             Attempt::Done(opened) => return Ok(*opened),
             Attempt::RefusedAndEnded => {}
         }
-        let limit = ingress.config().connect_timeout();
-        let reached = reach(ingress.resolver(), target, limit).await?;
+        let reached = way.reach(target).await?;
         match attempt(reached, Approach::DialbackOnly).await? {
             Attempt::Done(opened) => Ok(*opened),
             Attempt::RefusedAndEnded => Err(Failure::NoMethod),
@@ -239,12 +240,16 @@ pub(crate) async fn verify(
     remote: &Domain,
     id: &str,
     key: &str,
+    errand: &Errand<'_>,
 ) -> Result<bool, Failure> {
     let asked = async |reached, approach| {
         let asked = async {
             let trace = RefCell::new(Trace::from((local, remote)));
             let mut secured = secure(ingress, local, remote, reached, approach, &trace).await?;
             let answered = ask(&mut secured.framed, local, remote, id, key).await;
+            if let (Ok(Some(true)), Some(address)) = (&answered, trace.into_inner().address) {
+                errand.proven(address.ip());
+            }
             // Not waited for: the answer is what counts.
             actix_rt::spawn(secured.framed.close(None));
             answered
@@ -255,27 +260,26 @@ pub(crate) async fn verify(
             .await
             .unwrap_or(Err(Failure::TimedOut))
     };
-    on_each_target(ingress, remote, async |reached: Reached| {
+    let way = Way::new(ingress, Some(errand));
+    on_each_target(way, remote, async |reached: Reached| {
         let target = reached.target.clone();
         match asked(reached, Approach::Any).await {
             Err(failure) if failure.is_certificate_alert() => {}
             settled => return settled,
         }
-        let limit = ingress.config().connect_timeout();
-        let reached = reach(ingress.resolver(), target, limit).await?;
+        let reached = way.reach(target).await?;
         asked(reached, Approach::DialbackOnly).await
     })
     .await
 }
 
 async fn on_each_target<T>(
-    ingress: &Ingress,
+    way: Way<'_>,
     remote: &Domain,
     attempt: impl AsyncFn(Reached) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let resolver = ingress.resolver();
-    let targets = resolver.targets(remote).await?;
-    let mut dial = Dial::new(resolver, targets, ingress.config().connect_timeout());
+    let targets = way.resolver.targets(remote).await?;
+    let mut dial = Dial::new(way, targets);
     let mut last = None;
     while let Some(reached) = dial.next().await {
         let attempted = match reached {
@@ -378,6 +382,7 @@ async fn start_tls(
 ) -> Result<TcpStream, Failure> {
     let config = ingress.config();
     let mut clear = Framed::new(tcp, config.limits(), config.write_stall());
+    clear.set_allowance(Some(config.bytes_before_authentication_max));
     let (_, features) = hello(&mut clear, local, remote)
         .await
         .map_err(Failure::at(Stage::Header))?;
@@ -420,6 +425,7 @@ async fn greet(
         return Err(Failure::Untrusted(untrusted.clone()));
     }
     let mut framed = Framed::new(tls, config.limits(), config.write_stall());
+    framed.set_allowance(Some(config.bytes_before_authentication_max));
     let (header, features) = match hello(&mut framed, local, remote).await {
         Ok(greeting) => greeting,
         Err(Fault::PeerError(StreamCondition::NotAuthorized)) => {
@@ -559,7 +565,8 @@ impl Secured {
     }
 
     /// `features` are those after a restart, if there was one.
-    fn opened(self, method: &'static str, features: Option<&Element>) -> Attempt {
+    fn opened(mut self, method: &'static str, features: Option<&Element>) -> Attempt {
+        self.framed.set_allowance(None);
         let limits = features.map(PeerLimits::of).unwrap_or_default();
         Attempt::Done(Box::new(Opened {
             framed: self.framed,

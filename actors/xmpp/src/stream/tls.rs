@@ -1,7 +1,7 @@
 //! TLS of streams in both directions.
 //!
 //! The handshake proves that the peer holds the key of the certificate it shows, and takes any
-//! certificate or none. Who the peer is, is judged afterwards ([`super::identity`]): a refusal within
+//! certificate or none, as long as there are not too many bytes of it: they are kept with the stream. Who the peer is, is judged afterwards ([`super::identity`]): a refusal within
 //! the handshake would also end the streams that dialback could save.
 
 use std::collections::HashMap;
@@ -19,12 +19,12 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    AlertDescription, DigitallySignedStruct, DistinguishedName, InconsistentKeys, ProtocolVersion,
-    SignatureScheme, SupportedProtocolVersion, version,
+    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, InconsistentKeys,
+    InvalidMessage, ProtocolVersion, SignatureScheme, SupportedProtocolVersion, version,
 };
 
 use super::possession::{verify_tls12_signature, verify_tls13_signature};
-use crate::{Error, TlsVersion};
+use crate::{Config, Error, TlsVersion};
 
 /// What streams between servers are called in the handshake (XEP-0368 §2).
 pub(crate) const ALPN: &[u8] = b"xmpp-server";
@@ -145,6 +145,17 @@ pub(crate) fn is_certificate_alert(error: &io::Error) -> bool {
     )
 }
 
+/// What [`explain`] knows for a chain that is too large.
+const CHAIN_REFUSED: rustls::Error =
+    rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
+const CHAIN_TOO_LARGE: &str = "the peer's certificate, with those after it, is larger than \
+     xmpp.certificate_chain_bytes_max";
+
+/// Ends a handshake of which too much has come.
+pub(crate) fn too_large() -> io::Error {
+    io::Error::other(CHAIN_REFUSED)
+}
+
 /// What a failed handshake means, where it can be told.
 pub(crate) fn explain(error: &io::Error) -> Option<&'static str> {
     if is_certificate_alert(error) {
@@ -169,6 +180,11 @@ pub(crate) fn explain(error: &io::Error) -> Option<&'static str> {
         rustls::Error::NoApplicationProtocol => {
             "the peer did not offer the protocol xmpp-server: it is a client or another program"
         }
+        // Nothing else in a handshake is large. Above 64 KiB the library itself ends it.
+        rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
+        | rustls::Error::InvalidMessage(
+            InvalidMessage::HandshakePayloadTooLarge | InvalidMessage::CertificatePayloadTooLarge,
+        ) => CHAIN_TOO_LARGE,
         rustls::Error::InvalidMessage(_) => "the peer did not speak TLS",
         _ => return None,
     })
@@ -181,14 +197,14 @@ pub(crate) fn explain(error: &io::Error) -> Option<&'static str> {
 /// selected, whatever is offered.
 pub(crate) fn acceptor(
     kind: Kind,
-    min: TlsVersion,
+    settings: &Config,
     certificates: &Arc<Certificates>,
     fallback: &Credentials,
 ) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions(min))?
-        .with_client_cert_verifier(Arc::new(AnyCertificate(algorithms())))
+        .with_protocol_versions(versions(settings.tls_min))?
+        .with_client_cert_verifier(Arc::new(AnyCertificate::new(settings)))
         .with_cert_resolver(Arc::new(ByName {
             certificates: Arc::clone(certificates),
             fallback: fallback.clone(),
@@ -204,14 +220,14 @@ pub(crate) fn acceptor(
 
 /// For streams that we open in the name of the domain of `credentials`.
 pub(crate) fn connector(
-    min: TlsVersion,
+    settings: &Config,
     credentials: &Credentials,
 ) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions(min))?
+        .with_protocol_versions(versions(settings.tls_min))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate(algorithms())))
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate::new(settings)))
         .with_client_cert_resolver(Arc::new(credentials.clone()));
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
@@ -243,9 +259,34 @@ impl ResolvesClientCert for Credentials {
     }
 }
 
-/// Takes every certificate whose key signed the handshake.
+/// Takes every certificate whose key signed the handshake, unless it or those after it are very large.
 #[derive(Debug)]
-struct AnyCertificate(WebPkiSupportedAlgorithms);
+struct AnyCertificate {
+    algorithms: WebPkiSupportedAlgorithms,
+    chain_bytes_max: usize,
+}
+
+impl AnyCertificate {
+    fn new(settings: &Config) -> Self {
+        Self {
+            algorithms: algorithms(),
+            chain_bytes_max: settings.certificate_chain_bytes_max,
+        }
+    }
+
+    /// The error is [`explain`]ed.
+    fn measure(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+    ) -> Result<(), rustls::Error> {
+        let others = others.iter().map(|other| other.len());
+        match leaf.len() + others.sum::<usize>() <= self.chain_bytes_max {
+            true => Ok(()),
+            false => Err(CHAIN_REFUSED),
+        }
+    }
+}
 
 impl ClientCertVerifier for AnyCertificate {
     fn client_auth_mandatory(&self) -> bool {
@@ -259,10 +300,11 @@ impl ClientCertVerifier for AnyCertificate {
 
     fn verify_client_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
         _: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
+        self.measure(leaf, others)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -272,7 +314,7 @@ impl ClientCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -281,23 +323,24 @@ impl ClientCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
         _: &ServerName<'_>,
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        self.measure(leaf, others)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -307,7 +350,7 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -316,10 +359,10 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }

@@ -88,7 +88,10 @@ async fn a_denied_key_ends_the_stream() {
 async fn a_key_that_nobody_could_judge_may_be_tried_again() {
     let mut world = World::new();
     let home = world.home("peer.test").await;
-    let service = world.start(&world.config());
+    let mut config = world.config();
+    // Not only after it.
+    config.verification_pause_seconds = 0;
+    let service = world.start(&config);
     let mut called = call_self_signed(&service, &world, "peer.test").await;
     let between = ("peer.test", "push.test");
     let error = "<db:verify id='ID' type='error' from='peer.test' to='push.test'><error type='wait'>\

@@ -20,6 +20,7 @@ mod flow;
 mod inspect;
 mod lasting;
 mod limits;
+mod overflow;
 mod peer;
 mod refusals;
 mod renewal;

@@ -1,6 +1,8 @@
 //! Whatever one source of streams does, something is left for the others. A source is an address here: of
 //! this machine, which has many.
 
+use std::time::{Duration, Instant};
+
 use messages::PushOutcome;
 use tokio::net::TcpListener;
 
@@ -171,6 +173,7 @@ async fn stranger(service: &Service, world: &World, address: u8, domain: &str) -
 }
 
 const CONSTRAINT: &str = "<error type='wait'><resource-constraint ";
+const TIMEOUT: &str = "<error type='wait'><remote-server-timeout ";
 
 #[actix::test]
 async fn a_source_leaves_verifications_for_others() {
@@ -269,6 +272,82 @@ async fn who_was_denied_is_not_believed_again_at_once() {
     victim.peer.send(&claim("victim.test")).await;
     let mut asked = answer(&home, &world, &identity, "verify", OFFER_DIALBACK).await;
     asked.peer.until("</db:verify>").await;
+}
+
+#[actix::test]
+async fn a_server_that_cannot_be_asked_is_left_alone_for_a_moment() {
+    let mut world = World::new();
+    let gone = world.home("victim.test").await;
+    drop(gone);
+    let service = world.start(&world.config());
+    let mut evil = stranger(&service, &world, 2, "victim.test").await;
+    let mut answered = Vec::new();
+    // The second in the same pause, on the same stream or on another.
+    for _ in 0..2 {
+        evil.peer.send(&claim("victim.test")).await;
+        answered.push(evil.peer.until("</db:result>").await);
+    }
+    let mut evil = stranger(&service, &world, 2, "victim.test").await;
+    evil.peer.send(&claim("victim.test")).await;
+    answered.push(evil.peer.until("</db:result>").await);
+    assert!(answered[0].contains(TIMEOUT), "{}", answered[0]);
+    assert!(answered[1].contains(CONSTRAINT), "{}", answered[1]);
+    assert!(answered[2].contains(CONSTRAINT), "{}", answered[2]);
+    // The victim itself is somewhere else.
+    let mut victim = stranger(&service, &world, 1, "victim.test").await;
+    victim.peer.send(&claim("victim.test")).await;
+    let answered = victim.peer.until("</db:result>").await;
+    assert!(answered.contains(TIMEOUT), "{answered}");
+}
+
+/// So many names of one address, at which nobody listens.
+async fn names(world: &mut World, count: u32) -> Vec<String> {
+    let names: Vec<_> = (0..count).map(|n| format!("{n}.evil.test")).collect();
+    for name in &names {
+        drop(world.home(name).await);
+    }
+    names
+}
+
+#[actix::test]
+async fn one_source_has_so_many_keys_verified() {
+    let mut world = World::new();
+    let names = names(&mut world, 100).await;
+    let mut config = world.config();
+    config.verifications_per_address_per_second_max = 1;
+    let service = world.start(&config);
+    let mut evil = stranger(&service, &world, 2, "evil.test").await;
+    let mut refused = 0;
+    for name in &names {
+        evil.peer.send(&claim(name)).await;
+        let answered = evil.peer.until("</db:result>").await;
+        refused += u32::from(answered.contains(CONSTRAINT));
+    }
+    assert!(refused > 0, "ten at once and one a second");
+    // Others have their own.
+    let mut other = stranger(&service, &world, 3, "evil.test").await;
+    other.peer.send(&claim(&names[0])).await;
+    let answered = other.peer.until("</db:result>").await;
+    assert!(answered.contains(TIMEOUT), "{answered}");
+}
+
+/// It may be anybody's: whoever owns names says where they lead.
+#[actix::test]
+async fn one_address_is_called_so_often_whatever_name_leads_there() {
+    let mut world = World::new();
+    let names = names(&mut world, 12).await;
+    let mut config = world.config();
+    config.verification_connections_per_address_per_second_max = 1;
+    let service = world.start(&config);
+    let mut evil = stranger(&service, &world, 2, "evil.test").await;
+    let began = Instant::now();
+    for name in &names {
+        evil.peer.send(&claim(name)).await;
+        let answered = evil.peer.until("</db:result>").await;
+        assert!(answered.contains(TIMEOUT), "{answered}");
+    }
+    // Ten at once, and the others a second after each other.
+    assert!(began.elapsed() >= Duration::from_secs(2));
 }
 
 #[actix::test]
