@@ -259,6 +259,24 @@ mod tests {
         }
     }
 
+    /// Answers when all that is ready on its thread had its turn.
+    struct Patient;
+
+    impl Actor for Patient {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Probe> for Patient {
+        type Result = actix::ResponseFuture<Health>;
+
+        fn handle(&mut self, _: Probe, _: &mut Self::Context) -> Self::Result {
+            Box::pin(async {
+                tokio::task::yield_now().await;
+                Health::default()
+            })
+        }
+    }
+
     fn ward(name: &str, probe: Recipient<Probe>) -> Ward {
         Ward {
             name: name.to_owned(),
@@ -324,7 +342,8 @@ mod tests {
     async fn a_lane_that_is_busy_is_not_dead() {
         const TASKS: u32 = 2000;
         let lane = Lane::start();
-        let wards = vec![on(&lane, "busy").await];
+        let patient = lane.build(|| ward("busy", Patient.start().recipient()));
+        let wards = vec![patient.await.unwrap()];
         lane.spawn(|| {
             for _ in 0..TASKS {
                 actix_rt::spawn(async {
