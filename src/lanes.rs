@@ -45,6 +45,12 @@ impl Lane {
         wait.await.ok()
     }
 
+    /// Runs `work` on the lane's thread when it has its turn.
+    #[cfg(test)]
+    pub(crate) fn spawn(&self, work: impl FnOnce() + Send + 'static) {
+        self.arbiter.spawn_fn(work);
+    }
+
     /// Stops the thread and waits for its end without blocking the caller's.
     pub async fn stop(self) {
         self.arbiter.stop();

@@ -9,7 +9,7 @@ use xmpp::listener::Socket;
 
 use crate::Settings;
 use crate::facts::facts;
-use crate::guardian::Ward;
+use crate::guardian::{Pulse, Ward};
 use crate::lanes::{self, Lane};
 use crate::log_files;
 use crate::shutdown::{Order, Stage};
@@ -80,7 +80,11 @@ pub async fn start(
         .map_err(|error| vec![error.to_string()])?;
 
     let mut wards = Vec::new();
-    let mut ward = |name: String, probe: Recipient<Probe>| wards.push(Ward { name, probe });
+    let control = Pulse::here();
+    let mut ward = |name: String, probe: Recipient<Probe>, pulse: &Pulse| {
+        let pulse = pulse.clone();
+        wards.push(Ward { name, probe, pulse });
+    };
 
     // Control.
     let journal = journal::start(journal).map_err(|error| vec![error.to_string()])?;
@@ -124,22 +128,35 @@ pub async fn start(
     let provider_tokens = apns::provider_tokens::start(&upstreams);
     let certificates = xmpp::certificates::start(&ingress, clock.clone());
     let outcomes = xmpp::outcomes::start(&ingress);
-    ward("journal".to_owned(), journal.probe.clone());
-    ward("log files".to_owned(), log_files.probe.clone());
-    ward("registry".to_owned(), registry.probe.clone());
-    ward("feedback".to_owned(), feedback.probe.clone());
-    ward("retention".to_owned(), retention.probe.clone());
-    ward("privacy".to_owned(), desk.probe.clone());
-    ward("operator's socket".to_owned(), admin.probe.clone());
-    ward("provider tokens".to_owned(), provider_tokens.probe.clone());
-    ward("certificates".to_owned(), certificates.probe.clone());
-    ward("outcomes".to_owned(), outcomes.probe.clone());
+    ward("journal".to_owned(), journal.probe.clone(), &control);
+    ward("log files".to_owned(), log_files.probe.clone(), &control);
+    ward("registry".to_owned(), registry.probe.clone(), &control);
+    ward("feedback".to_owned(), feedback.probe.clone(), &control);
+    ward("retention".to_owned(), retention.probe.clone(), &control);
+    ward("privacy".to_owned(), desk.probe.clone(), &control);
+    ward(
+        "operator's socket".to_owned(),
+        admin.probe.clone(),
+        &control,
+    );
+    ward(
+        "provider tokens".to_owned(),
+        provider_tokens.probe.clone(),
+        &control,
+    );
+    ward(
+        "certificates".to_owned(),
+        certificates.probe.clone(),
+        &control,
+    );
+    ward("outcomes".to_owned(), outcomes.probe.clone(), &control);
 
     // Lanes: first the way to APNs and the replies' way out on all of them, because any lane may reply
     // through any other.
     let lanes: Vec<Lane> = (0..lanes::count(lanes::cores(), settings.runtime.lanes_max))
         .map(|_| Lane::start())
         .collect();
+    let mut pulses = Vec::with_capacity(lanes.len());
     let mut pools = Vec::with_capacity(lanes.len());
     let mut egresses = Vec::with_capacity(lanes.len());
     let mut publishes = Vec::with_capacity(lanes.len());
@@ -159,7 +176,7 @@ pub async fn start(
         let asked = asked.clone();
         let pushes = journal.pushes.clone();
         let extras = extras.clone();
-        let (pool, resolver, egress, publish) = on(lane, move || {
+        let (pulse, pool, resolver, egress, publish) = on(lane, move || {
             let pool = apns::pool::start(&upstreams, pool_edges);
             let deliver = interpose(extras.before_pool.as_ref(), pool.deliver.clone());
             let resolver = registration::resolver::start(
@@ -179,12 +196,21 @@ pub async fn start(
                     privacy: Some(asked),
                 },
             );
-            (pool, resolver, egress, publish)
+            (Pulse::here(), pool, resolver, egress, publish)
         })
         .await?;
-        ward(format!("pool of lane {index}"), pool.probe.clone());
-        ward(format!("resolver of lane {index}"), resolver.probe.clone());
-        ward(format!("egress of lane {index}"), egress.probe.clone());
+        ward(format!("pool of lane {index}"), pool.probe.clone(), &pulse);
+        ward(
+            format!("resolver of lane {index}"),
+            resolver.probe.clone(),
+            &pulse,
+        );
+        ward(
+            format!("egress of lane {index}"),
+            egress.probe.clone(),
+            &pulse,
+        );
+        pulses.push(pulse);
         pools.push(pool);
         egresses.push(egress);
         publishes.push(publish);
@@ -195,7 +221,8 @@ pub async fn start(
         .collect();
 
     let mut gates = Vec::with_capacity(lanes.len());
-    for (index, (lane, publish)) in lanes.iter().zip(publishes).enumerate() {
+    let stages = publishes.into_iter().zip(pulses);
+    for (index, (lane, (publish, pulse))) in lanes.iter().zip(stages).enumerate() {
         let ingress = ingress.clone();
         let edges = xmpp::gate::Edges {
             publish,
@@ -205,7 +232,7 @@ pub async fn start(
             egress: replies.clone(),
         };
         let gate = on(lane, move || xmpp::gate::start(&ingress, edges)).await?;
-        ward(format!("gate of lane {index}"), gate.probe.clone());
+        ward(format!("gate of lane {index}"), gate.probe.clone(), &pulse);
         gates.push(gate);
     }
 
@@ -215,7 +242,7 @@ pub async fn start(
     }
     let gate_drains = drains(gates.iter().map(|gate| &gate.drain));
     let listener = xmpp::listener::start(&ingress, listeners, gates);
-    ward("listener".to_owned(), listener.probe.clone());
+    ward("listener".to_owned(), listener.probe.clone(), &control);
 
     let order = Order {
         stages: vec![

@@ -223,6 +223,7 @@ ca_files = ["{root}"]
 dialback_secret_file = "{at}/dialback.secret"
 # One peer carries the load of many here.
 stanzas_per_second_max = 1000000
+stanzas_per_second_per_address_max = 1000000
 
 [[domains]]
 name = "{SERVICE}"

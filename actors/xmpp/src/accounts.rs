@@ -17,13 +17,21 @@ use std::future::pending;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use messages::Domain;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::Config;
 use crate::census::network;
+use crate::pace::{Line, Pace, nanoseconds};
 use crate::shortages::{Kind, Shortages};
+
+/// The quiet time after which stanzas may come faster for a while.
+const BURST: Duration = Duration::from_secs(1);
+/// Sources without an account from which on those are looked for that can be forgotten.
+const FORGET_FROM: usize = 1024;
 
 /// Where somebody comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -185,6 +193,32 @@ struct Inner {
     pools: Each<Pool>,
     holders: Mutex<HashMap<Source, Weak<Holder>>>,
     shortages: Shortages,
+    /// How fast the stanzas of one source are read, over all its streams.
+    stanzas: Pace,
+    /// The moment that lines count from.
+    began: Instant,
+    /// What sources that came and went have to make up for. Taken while `holders` is, never before it.
+    debts: Mutex<HashMap<Source, u64>>,
+}
+
+impl Inner {
+    /// What a source has to make up for from before.
+    fn take_debt(&self, source: &Source) -> u64 {
+        lock(&self.debts).remove(source).unwrap_or_default()
+    }
+
+    /// Remembers what a source has to make up for, and forgets what is made up for.
+    fn keep_debt(&self, source: &Source, made_up: u64) {
+        let now = nanoseconds(self.began.elapsed());
+        if made_up <= now {
+            return;
+        }
+        let mut debts = lock(&self.debts);
+        if debts.len() >= FORGET_FROM {
+            debts.retain(|_, made_up| *made_up > now);
+        }
+        debts.insert(source.clone(), made_up);
+    }
 }
 
 impl Accounts {
@@ -203,6 +237,9 @@ impl Accounts {
             },
             holders: Mutex::default(),
             shortages: Shortages::default(),
+            stanzas: Pace::per_second(config.stanzas_per_second_per_address_max, BURST),
+            began: Instant::now(),
+            debts: Mutex::default(),
         }))
     }
 
@@ -215,6 +252,7 @@ impl Accounts {
         let holder = Arc::new(Holder {
             source: source.clone(),
             held: Each::default(),
+            line: Line::resume(self.0.take_debt(&source)),
             accounts: self.clone(),
         });
         holders.insert(source, Arc::downgrade(&holder));
@@ -244,6 +282,8 @@ impl Accounts {
 struct Holder {
     source: Source,
     held: Each<AtomicUsize>,
+    /// Where its stanzas wait for their turn.
+    line: Line,
     accounts: Accounts,
 }
 
@@ -273,6 +313,8 @@ impl Drop for Holder {
             .is_some_and(|it| it.strong_count() == 0)
         {
             holders.remove(&self.source);
+            let made_up = self.line.made_up();
+            self.accounts.0.keep_debt(&self.source, made_up);
         }
     }
 }
@@ -284,6 +326,15 @@ pub(crate) struct Account(Arc<Holder>);
 impl Account {
     pub(crate) fn source(&self) -> &Source {
         &self.0.source
+    }
+
+    /// Counts an element of `len` bytes that the source sent on any stream. Returns when it has its turn, after
+    /// all that was counted before.
+    pub(crate) fn turn(&self, len: usize, now: Instant) -> Instant {
+        let Inner { stanzas, began, .. } = &*self.0.accounts.0;
+        let since = nanoseconds(now.saturating_duration_since(*began));
+        let turn = self.0.line.stand(*stanzas, len, since);
+        now + Duration::from_nanos(turn.saturating_sub(since))
     }
 
     /// Takes so much of a good until the hold is dropped.
@@ -647,6 +698,32 @@ mod tests {
         for hold in &rich {
             assert!(hold.revocation().come().now_or_never().is_none());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_streams_of_one_source_have_one_pace_together() {
+        let accounts = Accounts::new(&Config {
+            stanzas_per_second_per_address_max: 10,
+            ..Config::default()
+        });
+        let now = Instant::now();
+        let passed = |account: &Account| (0..20).filter(|_| account.turn(1, now) <= now).count();
+        let (one, same) = (account(&accounts, 1), account(&accounts, 1));
+        assert_eq!(passed(&one) + passed(&same), 10);
+        assert_eq!(passed(&account(&accounts, 2)), 10);
+        // Who goes and comes again has not made up for it.
+        drop((one, same));
+        assert_eq!(passed(&account(&accounts, 1)), 0);
+        // What is made up for is forgotten.
+        tokio::time::advance(Duration::from_secs(60)).await;
+        for n in 0..=FORGET_FROM {
+            let source = Source::Component(Domain::new(&format!("{n}.test")));
+            accounts.of(source).turn(1, Instant::now());
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert!(lock(&accounts.0.debts).len() <= FORGET_FROM);
+        let source = Source::address([192, 0, 2, 1].into());
+        assert!(!lock(&accounts.0.debts).contains_key(&source));
     }
 
     #[test]

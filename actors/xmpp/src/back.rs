@@ -52,6 +52,11 @@ impl Back {
         Ok(())
     }
 
+    /// How many answers were laid down.
+    pub(crate) const fn replies(&self) -> u64 {
+        self.replies
+    }
+
     /// Takes all that was laid down.
     pub(crate) fn take(&mut self) -> Option<Answers> {
         (self.replies > 0).then(|| Answers {

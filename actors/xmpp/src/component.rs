@@ -19,7 +19,7 @@ use crate::backoff::Backoff;
 use crate::gate::Lane;
 use crate::jid::{self, Jid};
 use crate::service::Service;
-use crate::session::{Batch, Core, Order, Rule, Session};
+use crate::session::{Batch, Core, Order, Pause, Rule, Session};
 use crate::stream::component::{self, Connection, Target, Words};
 use crate::stream::{Fault, ns};
 use crate::xml::skipper::Skipper;
@@ -334,14 +334,18 @@ impl Task {
             service: service.ok_or(Fault::Ended)?,
         };
         loop {
-            let full = self.take_units(stream, &rule)?;
+            let pause = self.take_units(stream, &rule)?;
             while !self.queue(|queue| queue.is_empty()) {
                 self.write(stream).await?;
             }
             if self.core.order.get() == Order::Close {
                 return Ok(());
             }
-            let reading = self.core.order.get() == Order::Run && !full;
+            if pause == Some(Pause::Turn) {
+                stream.framed.rest().await;
+                continue;
+            }
+            let reading = self.core.order.get() == Order::Run && pause.is_none();
             if !reading {
                 // Who is not listened to cannot be silent.
                 stream.heard = Instant::now();
@@ -357,6 +361,9 @@ impl Task {
                 () = sleep_until(sign) => self.give_sign(stream).await?,
             }
             self.core.stalled.set(false);
+            if !reading {
+                stream.framed.rested();
+            }
         }
     }
 
@@ -406,10 +413,14 @@ impl Task {
         written
     }
 
-    /// Takes all whole units off the buffer. Returns whether it stopped for want of tickets.
-    fn take_units(&self, stream: &mut Stream, rule: &Membership<'_>) -> Result<bool, Fault> {
+    /// Takes all whole units off the buffer. Returns why it stopped before, if it did.
+    fn take_units(
+        &self,
+        stream: &mut Stream,
+        rule: &Membership<'_>,
+    ) -> Result<Option<Pause>, Fault> {
         if self.core.order.get() != Order::Run {
-            return Ok(false);
+            return Ok(None);
         }
         let mut batch = Batch::new(&self.core.lane);
         let taken = self.take_each(stream, rule, &mut batch);
@@ -422,23 +433,26 @@ impl Task {
         stream: &mut Stream,
         rule: &Membership<'_>,
         batch: &mut Batch,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Option<Pause>, Fault> {
         let counters = &self.core.lane.counters;
         loop {
             if let Some(skipper) = &mut stream.skipper {
                 if !stream.framed.skip(skipper)? {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 stream.skipper = None;
             }
             if self.core.is_full() {
                 self.core.stalled.set(true);
                 counters.stalls.add(1);
-                return Ok(true);
+                return Ok(Some(Pause::Full));
+            }
+            if stream.framed.is_turn_over() {
+                return Ok(Some(Pause::Turn));
             }
             let len = match stream.framed.unit() {
                 Ok(Unit::Element(len)) => len,
-                Ok(Unit::Incomplete) => return Ok(false),
+                Ok(Unit::Incomplete) => return Ok(None),
                 Ok(Unit::Close(_)) => return Err(Fault::Ended),
                 Ok(Unit::Header(_)) => return Err(XmlError::BadFormat.into()),
                 Ok(Unit::Whitespace(len)) => {

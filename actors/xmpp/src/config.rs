@@ -57,6 +57,8 @@ pub struct Config {
     /// Whole stanzas and other elements read per second from one stream, a second's worth at once; one
     /// counts once for each 2048 bytes. Above, the peer is slowed down by TCP.
     pub stanzas_per_second_max: u32,
+    /// The same from all streams of one address together; of IPv6, from one /64.
+    pub stanzas_per_second_per_address_max: u32,
     /// Pushes one stream may have unanswered. When all are in use the peer is slowed down by TCP.
     pub tickets_per_stream: u32,
     /// Registration commands one stream may have unanswered; above, the stream is not read on.
@@ -197,6 +199,7 @@ impl Default for Config {
             streams_per_domain_max: 16,
             domains_per_stream_max: 256,
             stanzas_per_second_max: 5000,
+            stanzas_per_second_per_address_max: 10_000,
             tickets_per_stream: 1024,
             registrations_per_stream_max: 32,
             stanza_bytes_max: 262_144,
@@ -450,6 +453,11 @@ impl Config {
         at_least(
             "stanzas_per_second_max",
             self.stanzas_per_second_max.into(),
+            1,
+        );
+        at_least(
+            "stanzas_per_second_per_address_max",
+            self.stanzas_per_second_per_address_max.into(),
             1,
         );
         at_least("tickets_per_stream", self.tickets_per_stream.into(), 1);

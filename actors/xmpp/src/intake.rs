@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep_until};
 use crate::accounts::Account;
 use crate::gate::Lane;
 use crate::jid::Jid;
-use crate::pace::{Pace, Taken};
 use crate::service::Service;
-use crate::session::{Batch, Core, Order, Rule, Session};
+use crate::session::{Batch, Core, Order, Pause, Rule, Session};
 use crate::stream::Fault;
 use crate::stream::outbound::Connection;
+use crate::throttle::Throttle;
 use crate::xml::XmlError;
 use crate::xml::splitter::Unit;
 use crate::xml::stream_error::StreamCondition;
@@ -32,8 +32,7 @@ pub(crate) struct Intake {
     core: Rc<Core>,
     session: Addr<Session>,
     rule: Pair,
-    pace: Pace,
-    taken: RefCell<Taken>,
+    throttle: RefCell<Throttle>,
 }
 
 impl Drop for Intake {
@@ -61,8 +60,7 @@ impl Intake {
                 local: local.clone(),
                 remote: remote.clone(),
             },
-            pace: Pace::per_second(lane.ingress.config().stanzas_per_second_max, BURST),
-            taken: RefCell::default(),
+            throttle: RefCell::new(Throttle::new(lane.ingress.config())),
         }
     }
 
@@ -87,32 +85,40 @@ impl Intake {
         let mut batch = Batch::new(&self.core.lane);
         let taken = self.take_units(framed, &mut batch);
         self.core.pass_on(&self.session, &mut batch);
-        if let Some(later) = taken? {
-            sleep_until(later).await;
-            return Ok(());
+        match taken? {
+            None => return framed.fill().await,
+            Some(Pause::Turn) => {
+                framed.rest().await;
+                return Ok(());
+            }
+            Some(Pause::Until(later)) => sleep_until(later).await,
+            // What was passed on may have come back at once.
+            Some(Pause::Full) if !self.core.is_full() => {}
+            Some(Pause::Full) => {
+                self.core.stalled.set(true);
+                self.core.lane.counters.stalls.add(1);
+                self.core.changed.notified().await;
+                self.core.stalled.set(false);
+            }
         }
-        if self.core.is_full() {
-            self.core.stalled.set(true);
-            self.core.lane.counters.stalls.add(1);
-            self.core.changed.notified().await;
-            self.core.stalled.set(false);
-            return Ok(());
-        }
-        framed.fill().await
+        framed.rested();
+        Ok(())
     }
 
-    /// Takes whole units off the buffer while there are tickets. Returns when the next one has its turn, if
-    /// they come too fast.
+    /// Takes all whole units off the buffer. Returns why it stopped before, if it did.
     fn take_units(
         &self,
         framed: &mut Connection,
         batch: &mut Batch,
-    ) -> Result<Option<Instant>, Fault> {
+    ) -> Result<Option<Pause>, Fault> {
         let now = Instant::now();
-        while !self.core.is_full() {
+        loop {
+            if self.core.is_full() {
+                return Ok(Some(Pause::Full));
+            }
             let len = match framed.unit()? {
                 Unit::Element(len) => len,
-                Unit::Incomplete => break,
+                Unit::Incomplete => return Ok(None),
                 Unit::Close(_) => return Err(Fault::Ended),
                 Unit::Header(_) => return Err(XmlError::BadFormat.into()),
                 Unit::Whitespace(len) => {
@@ -120,15 +126,17 @@ impl Intake {
                     continue;
                 }
             };
-            let taken = self.taken.borrow_mut().take_stanza(self.pace, len, now);
-            if let Err(later) = taken {
-                return Ok(Some(later));
+            if framed.is_turn_over() {
+                return Ok(Some(Pause::Turn));
+            }
+            let mut throttle = self.throttle.borrow_mut();
+            if let Err(later) = throttle.take(&self.core.account, len, now) {
+                return Ok(Some(Pause::Until(later)));
             }
             // What is no stanza was settled before, or is for nobody here.
             let _no_stanza = self.core.take_stanza(framed, len, &self.rule, batch)?;
             framed.consume(len);
         }
-        Ok(None)
     }
 }
 

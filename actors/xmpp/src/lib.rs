@@ -44,6 +44,7 @@ mod service;
 mod session;
 mod shortages;
 mod stream;
+mod throttle;
 mod xml;
 
 pub use config::{

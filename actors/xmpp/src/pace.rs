@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +12,11 @@ const FORGET_FROM: usize = 1024;
 
 /// A stanza counts once for each of these bytes: the work is in the bytes.
 const STANZA_BYTES: usize = 2048;
+
+/// How often a stanza of `len` bytes counts.
+fn weight(len: usize) -> u32 {
+    u32::try_from(len.div_ceil(STANZA_BYTES).max(1)).unwrap_or(u32::MAX)
+}
 
 /// So many times a second, and more at once after a quiet time.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +60,7 @@ impl Taken {
         len: usize,
         now: Instant,
     ) -> Result<(), Instant> {
-        let count = len.div_ceil(STANZA_BYTES).max(1);
-        self.take_at_once(pace, u32::try_from(count).unwrap_or(u32::MAX), now)
+        self.take_at_once(pace, weight(len), now)
     }
 
     /// Takes so many as soon as there is one, however long it takes to make up for the others.
@@ -80,6 +85,40 @@ impl Taken {
     fn is_made_up(&self, now: Instant) -> bool {
         self.0.is_none_or(|made_up| made_up <= now)
     }
+}
+
+/// A [`Taken`] that several threads share, and those who are too fast stand in line for: each has its turn
+/// after those who came before it. Times are nanoseconds since a moment that is the same for all.
+#[derive(Debug, Default)]
+pub(crate) struct Line(AtomicU64);
+
+impl Line {
+    /// One that is as far as [`Line::made_up`] told.
+    pub(crate) const fn resume(made_up: u64) -> Self {
+        Self(AtomicU64::new(made_up))
+    }
+
+    /// Takes what a stanza of `len` bytes counts. Returns when it has its turn.
+    pub(crate) fn stand(&self, pace: Pace, len: usize, now: u64) -> u64 {
+        let interval = nanoseconds(pace.interval);
+        let taken = interval.saturating_mul(weight(len).into());
+        let stand = |made_up: u64| made_up.max(now).saturating_add(taken);
+        let relaxed = Ordering::Relaxed;
+        let before = self.0.fetch_update(relaxed, relaxed, |it| Some(stand(it)));
+        let made_up = before.unwrap_or_else(|made_up| made_up).max(now);
+        let turn = made_up.saturating_add(interval);
+        turn.saturating_sub(nanoseconds(pace.burst)).max(now)
+    }
+
+    /// When all that was taken is made up for.
+    pub(crate) fn made_up(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A time as a [`Line`] has it.
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// One pace for each of many. Those that are quiet are forgotten.
@@ -157,6 +196,24 @@ mod tests {
         assert!(taken.take_stanza(pace, STANZA_BYTES, next).is_ok());
         let next = taken.take(pace, next).unwrap_err();
         assert_eq!(next - start, SECOND / 10 * (64 - 8));
+    }
+
+    #[test]
+    fn those_in_line_have_their_turns_one_after_the_other() {
+        let pace = Pace::per_second(10, SECOND);
+        let line = Line::default();
+        let tenth = nanoseconds(SECOND / 10);
+        let start = nanoseconds(5 * SECOND);
+        let turns: Vec<_> = (0..12).map(|_| line.stand(pace, 1, start)).collect();
+        let mut expected = vec![start; 10];
+        expected.extend([start + tenth, start + 2 * tenth]);
+        assert_eq!(turns, expected);
+        // What is large is not late itself, but who comes after it.
+        let later = start + nanoseconds(60 * SECOND);
+        assert_eq!(line.stand(pace, 30 * STANZA_BYTES, later), later);
+        assert_eq!(line.stand(pace, 1, later), later + 21 * tenth);
+        let again = Line::resume(line.made_up());
+        assert_eq!(again.stand(pace, 1, later), later + 22 * tenth);
     }
 
     #[test]

@@ -32,7 +32,6 @@ use crate::backlog::{Chunk, Queue};
 use crate::egress::{Answers, EgressBatch};
 use crate::gate::Lane;
 use crate::jid::{self, Jid};
-use crate::pace::{Pace, Taken};
 use crate::pending::Pending;
 use crate::reply;
 use crate::service::{self, Answer, Service};
@@ -40,6 +39,7 @@ use crate::stream::framed::Framed;
 use crate::stream::inbound::{self, Inbound};
 use crate::stream::tls::Kind;
 use crate::stream::{Explained, Fault, Socket, Stage, Trace, ns};
+use crate::throttle::Throttle;
 use crate::xml::publish::{self, PublishIq, Read};
 use crate::xml::splitter::Unit;
 use crate::xml::stanza::IqHead;
@@ -56,8 +56,6 @@ const REGISTRY_LIMIT: Duration = Duration::from_secs(5);
 const QUESTION_LIMIT: Duration = Duration::from_secs(120);
 /// Questions about personal data that one stream may have unanswered.
 const QUESTIONS_MAX: usize = 64;
-/// The quiet time after which stanzas may come faster for a while.
-const BURST: Duration = Duration::from_secs(1);
 /// How long a drained or idle stream may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -96,6 +94,8 @@ pub(crate) struct Core {
     pending: RefCell<Pending>,
     /// The answers that go back on the stream, while they may: between one pair of domains only.
     back: RefCell<Option<Back>>,
+    /// How many of them are being written.
+    writing: Cell<u64>,
     /// Registration commands without answer.
     registering: Cell<usize>,
     /// Questions of people about their data without answer.
@@ -227,6 +227,13 @@ impl Core {
         }
         self.changed.notify_one();
         Ok(())
+    }
+
+    /// Answers that the stream has to write and has not written whole.
+    fn unwritten(&self) -> u64 {
+        let queued = self.queue.as_ref().map(|queue| queue.borrow().replies());
+        let back = self.back.borrow().as_ref().map(Back::replies);
+        queued.unwrap_or_default() + back.unwrap_or_default() + self.writing.get()
     }
 
     fn take_back(&self) -> Option<Answers> {
@@ -436,6 +443,7 @@ impl Session {
             queue,
             pending: RefCell::new(Pending::new(tickets)),
             back: RefCell::default(),
+            writing: Cell::new(0),
             registering: Cell::new(0),
             asking: Cell::new(0),
             order: Cell::new(Order::Run),
@@ -532,9 +540,8 @@ impl Handler<Drain> for Session {
             // The stream's end is a courtesy; the answers are out.
             let by = drain.closed_by(Instant::now(), CLOSE_LIMIT);
             let _ = timeout_at(by.into(), closed).await;
-            let unsent = core.queue.as_ref().map(|queue| queue.borrow().replies());
             Drained {
-                abandoned: abandoned + unsent.unwrap_or_default(),
+                abandoned: abandoned + core.unwritten(),
             }
         })
     }
@@ -545,8 +552,7 @@ struct StreamTask {
     core: Rc<Core>,
     session: Addr<Session>,
     trace: Trace,
-    pace: Pace,
-    taken: Taken,
+    throttle: Throttle,
     /// Revocable until a domain is authenticated.
     place: Hold,
 }
@@ -565,11 +571,13 @@ type Verifications = FuturesUnordered<LocalBoxFuture<'static, inbound::Verified>
 
 /// Why units stay in the buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pause {
+pub(crate) enum Pause {
     /// All tickets or registrations are in use.
     Full,
     /// They came too fast; the next one has its turn then.
     Until(time::Instant),
+    /// The others of the lane have to have their turn.
+    Turn,
 }
 
 /// What has to be done when nothing happens.
@@ -607,7 +615,7 @@ impl Agenda {
         match pause {
             None if authenticated => earlier(self.end, Due::End),
             Some(Pause::Until(at)) => earlier(at, Due::Read),
-            None | Some(Pause::Full) => {}
+            None | Some(Pause::Full | Pause::Turn) => {}
         }
         next
     }
@@ -636,13 +644,12 @@ impl StreamTask {
         core.lane.counters.streams_open.add(1);
         core.lane.counters.streams.add(1);
         core.lane.load.add_stream();
-        let stanzas = core.lane.ingress.config().stanzas_per_second_max;
+        let throttle = Throttle::new(core.lane.ingress.config());
         Self {
             core,
             session,
             trace: Trace::from(address),
-            pace: Pace::per_second(stanzas, BURST),
-            taken: Taken::default(),
+            throttle,
             place,
         }
     }
@@ -707,6 +714,10 @@ impl StreamTask {
             if order == Order::Close {
                 return Ok(());
             }
+            if pause == Some(Pause::Turn) {
+                stream.framed.rest().await;
+                continue;
+            }
             let reading = order == Order::Run && pause.is_none();
             let (at, due) = agenda.next(stream.is_authenticated(), pause);
             tokio::select! {
@@ -740,6 +751,9 @@ impl StreamTask {
             }
             self.core.stalled.set(false);
             self.settle(stream)?;
+            if !reading {
+                stream.framed.rested();
+            }
         }
     }
 
@@ -772,11 +786,13 @@ impl StreamTask {
         let Some(batch) = self.core.take_back() else {
             return Ok(false);
         };
+        self.core.writing.set(batch.replies);
         let written = stream.framed.send(&batch.stanzas).await;
         match written {
             Ok(()) => self.core.lane.counters.replies_back.add(batch.replies),
             Err(_) => self.core.send_out(batch),
         }
+        self.core.writing.set(0);
         written.map(|()| true)
     }
 
@@ -818,7 +834,10 @@ impl StreamTask {
                     continue;
                 }
             };
-            if let Err(later) = self.taken.take_stanza(self.pace, len, now) {
+            if stream.framed.is_turn_over() {
+                return Ok(Some(Pause::Turn));
+            }
+            if let Err(later) = self.throttle.take(&self.core.account, len, now) {
                 return Ok(Some(Pause::Until(later)));
             }
             let rest = self.take_stanza(stream, len, batch)?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use messages::Domain;
 use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::EndEntityCert;
 use x509_parser::asn1_rs::FromDer as _;
 use x509_parser::prelude::X509Certificate;
 
@@ -57,6 +58,10 @@ pub fn identity(data: &[u8]) {
         let all = covers(&certificate, &domain, Names::All);
         assert!(all || !dns, "more kinds of names find more");
         assert!(
+            !dns || webpki_names(&certificate, &domain),
+            "it names no such host"
+        );
+        assert!(
             !all || names(data, &domain),
             "{} is not in it",
             domain.as_str()
@@ -73,6 +78,14 @@ pub fn identity(data: &[u8]) {
             "out of its bounds"
         );
     }
+}
+
+/// Whether the certificate names a domain by what the library that checks certificates says.
+fn webpki_names(certificate: &CertificateDer<'_>, domain: &Domain) -> bool {
+    let host = Host::of(domain).expect("it is a host");
+    let name = identity::server_name(&host).expect("it has a name for TLS");
+    EndEntityCert::try_from(certificate)
+        .is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&name).is_ok())
 }
 
 /// Whether a text in the certificate, whatever it stands for, is the domain.

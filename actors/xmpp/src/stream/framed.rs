@@ -1,6 +1,8 @@
 //! A byte stream read unit by unit.
 
-use std::time::Duration;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -18,8 +20,10 @@ use crate::xml::{self, Element, Namespaces, XmlError, ns};
 
 /// Room made for a read: one TLS record.
 const READ_BYTES: usize = 16 * 1024;
-/// What is read before the other streams of the lane have their turn, where the system always has more: the
-/// work on it takes 50 µs.
+/// How long a stream may work before the other streams of the lane have their turn. By the clock, since what
+/// a byte costs is up to the peer: 16 KiB are 50 µs of pushes, and 2 ms of addresses in other scripts.
+const TURN: Duration = Duration::from_micros(300);
+/// What is read in one turn at most.
 const TURN_BYTES: usize = 16 * 1024;
 const CLOSE: &[u8] = b"</stream:stream>";
 /// What the buffer of each stream may take without being accounted for, and keep while there is nothing in
@@ -42,10 +46,24 @@ pub(crate) struct Framed<T> {
     allowance: Option<usize>,
     /// What the buffer takes beyond [`KEPT_BYTES`], if that is accounted for.
     room: Option<Hold>,
-    /// Bytes read since the other streams of the lane had their turn.
-    turn: usize,
+    turn: Turn,
     /// Whether our closing tag is sent.
     ended: bool,
+}
+
+/// What a stream did since the others of its lane had their turn.
+#[derive(Clone, Copy, Default)]
+struct Turn {
+    /// When it began, if it did.
+    began: Option<Instant>,
+    /// Bytes read.
+    bytes: usize,
+}
+
+impl Turn {
+    fn began(&mut self) -> Instant {
+        *self.began.get_or_insert_with(Instant::now)
+    }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
@@ -59,7 +77,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             write_stall,
             allowance: None,
             room: None,
-            turn: 0,
+            turn: Turn::default(),
             ended: false,
         }
     }
@@ -120,11 +138,26 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
         self.buffer.advance(len.min(self.buffer.len()));
     }
 
+    /// Whether the others of the lane have to have their turn before more is done. Costs a look at the clock.
+    pub(crate) fn is_turn_over(&mut self) -> bool {
+        self.turn.bytes >= TURN_BYTES || self.turn.began().elapsed() >= TURN
+    }
+
+    /// The others of the lane have had their turn.
+    pub(crate) fn rested(&mut self) {
+        self.turn = Turn::default();
+    }
+
+    /// Lets the others of the lane have their turn. Dropping the future loses nothing.
+    pub(crate) async fn rest(&mut self) {
+        self.rested();
+        yield_now().await;
+    }
+
     /// Reads once, in turn with the other streams of the lane. Dropping the future loses nothing.
     pub(crate) async fn fill(&mut self) -> Result<(), Fault> {
-        if self.turn >= TURN_BYTES {
-            self.turn = 0;
-            yield_now().await;
+        if self.is_turn_over() {
+            self.rest().await;
         }
         // One large stanza must not hold its memory for as long as the stream lives.
         if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BYTES {
@@ -141,11 +174,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
                 "too many large stanzas are on their way at a time",
             ));
         }
-        let read = self.io.read_buf(&mut self.buffer).await?;
+        self.turn.began();
+        let mut reading = pin!(self.io.read_buf(&mut self.buffer));
+        let turn = &mut self.turn;
+        let read = poll_fn(|cx| {
+            let read = reading.as_mut().poll(cx);
+            if read.is_pending() {
+                *turn = Turn::default();
+            }
+            read
+        });
+        let read = read.await?;
         if read == 0 {
             return Err(Fault::Disconnected);
         }
-        self.turn += read;
+        self.turn.bytes += read;
         if let Some(allowance) = &mut self.allowance {
             *allowance = allowance.checked_sub(read).ok_or(Fault::refuse(
                 StreamCondition::PolicyViolation,
@@ -157,6 +200,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
 
     /// Waits for the next unit that is not white space. Dropping the future loses nothing.
     async fn next(&mut self) -> Result<Unit, Fault> {
+        if self.is_turn_over() {
+            self.rest().await;
+        }
         loop {
             match self.unit()? {
                 Unit::Incomplete => self.fill().await?,

@@ -3,6 +3,8 @@
 //! A peer's certificate is judged as a *server* certificate in both roles: an XMPP server has one
 //! certificate, and public authorities no longer put the client purpose into it.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::ops::Range;
 
 use messages::Domain;
@@ -26,6 +28,13 @@ const SRV_PREFIX: &str = "_xmpp-server.";
 /// that could stand for each other are tried one by one: with five that takes a millisecond, with ten
 /// hundreds of them. Real chains have at most three.
 const INTERMEDIATES_MAX: usize = 5;
+
+/// Most DNS-IDs of a certificate that count, the first ones: those of the large authorities have at most a
+/// hundred, and each is work that the peer may choose.
+const DNS_NAMES_MAX: usize = 1000;
+/// Most other names that count, the first ones. Preparing them costs far more, and certificates of servers
+/// have some for each domain they are for.
+const OTHER_NAMES_MAX: usize = 200;
 
 /// Why a certificate does not prove a domain.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -64,7 +73,7 @@ impl Trust {
         let leaf = chain.first().ok_or(Untrusted::Absent);
         let worth = leaf.and_then(|leaf| {
             let names = self.verify(leaf, chain.get(1..).unwrap_or_default(), now)?;
-            Ok((leaf.clone().into_owned(), names))
+            Ok(Subject::of(leaf, names))
         });
         Credential(worth)
     }
@@ -105,14 +114,14 @@ impl Trust {
 }
 
 /// What a peer's certificate is worth. It is found out once a stream, because the work is the peer's to
-/// choose; after that each domain is a comparison of names.
-pub(crate) struct Credential(Result<(CertificateDer<'static>, Names), Untrusted>);
+/// choose; after that each domain is looked up.
+pub(crate) struct Credential(Result<Subject, Untrusted>);
 
 impl Credential {
     /// Whether it proves that the peer is `domain` (RFC 6125, RFC 6120 §13.7.2).
     pub(crate) fn proves(&self, domain: &Domain) -> Result<(), Untrusted> {
         match &self.0 {
-            Ok((leaf, names)) if covers(leaf, domain, *names) => Ok(()),
+            Ok(subject) if subject.is(domain) => Ok(()),
             Ok(_) => Err(Untrusted::Name),
             Err(untrusted) => Err(untrusted.clone()),
         }
@@ -130,15 +139,96 @@ pub(crate) enum Names {
 
 /// Whether a certificate names `domain`. Says nothing about trust.
 pub(crate) fn covers(certificate: &CertificateDer<'_>, domain: &Domain, names: Names) -> bool {
-    let Ok(host) = Host::of(domain) else {
-        return false;
-    };
-    let dns_id = || {
-        let name = server_name(&host)?;
-        let leaf = EndEntityCert::try_from(certificate).ok()?;
-        leaf.verify_is_valid_for_subject_name(&name).ok()
-    };
-    dns_id().is_some() || (names == Names::All && other_name(certificate, domain, &host))
+    Subject::of(certificate, names).is(domain)
+}
+
+/// Whom a certificate names, read once and made for looking up.
+#[derive(Default)]
+struct Subject {
+    /// DNS-IDs in lower case, wildcards as they stand there.
+    hosts: HashSet<Box<str>>,
+    /// Names of SRV-IDs in lower case: a wildcard is none there.
+    services: HashSet<Box<str>>,
+    addresses: HashSet<IpAddr>,
+    /// xmppAddrs, prepared.
+    domains: HashSet<Domain>,
+}
+
+impl Subject {
+    /// The names of a certificate that count. What cannot be read names nobody.
+    fn of(certificate: &CertificateDer<'_>, names: Names) -> Self {
+        let mut subject = Self::default();
+        if let Ok(leaf) = EndEntityCert::try_from(certificate) {
+            let dns_ids = leaf.valid_dns_names().take(DNS_NAMES_MAX);
+            // A name that ends with a dot is none (RFC 5280 §4.2.1.6).
+            let dns_ids = dns_ids.filter(|name| !name.ends_with('.'));
+            let dns_ids = dns_ids.map(|name| name.to_ascii_lowercase().into_boxed_str());
+            subject.hosts = dns_ids.collect();
+            subject.add_others(certificate, names);
+        }
+        subject
+    }
+
+    fn add_others(&mut self, certificate: &CertificateDer<'_>, names: Names) {
+        let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
+            return;
+        };
+        let Ok(Some(alternatives)) = parsed.subject_alternative_name() else {
+            return;
+        };
+        let alternatives = alternatives.value.general_names.iter();
+        let others = alternatives.filter(|name| !matches!(name, GeneralName::DNSName(_)));
+        for name in others.take(OTHER_NAMES_MAX) {
+            match name {
+                GeneralName::IPAddress(octets) => self.addresses.extend(address(octets)),
+                GeneralName::OtherName(kind, value) if names == Names::All => {
+                    let Some(text) = unwrap_other_name(value) else {
+                        continue;
+                    };
+                    match kind.to_id_string().as_str() {
+                        XMPP_ADDR => self.domains.extend(jid::prepare_domain(text).ok()),
+                        DNS_SRV => self.services.extend(service(text)),
+                        _ => {}
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn is(&self, domain: &Domain) -> bool {
+        let named = match Host::of(domain) {
+            Ok(Host::Ip(address)) => self.addresses.contains(&address),
+            Ok(Host::Name(host)) => self.is_host(&host.to_ascii_lowercase()),
+            Err(_) => return false,
+        };
+        named || self.domains.contains(domain)
+    }
+
+    /// Whether a name in A-labels and lower case is one of the DNS-IDs or SRV-IDs. A wildcard stands for the
+    /// whole first label (RFC 6125 §6.4.3).
+    fn is_host(&self, host: &str) -> bool {
+        let wildcard = || {
+            let (_, parent) = host.split_once('.')?;
+            Some(self.hosts.contains(format!("*.{parent}").as_str()))
+        };
+        let is_dns_name = || ServerName::try_from(host).is_ok();
+        ((self.hosts.contains(host) || wildcard() == Some(true)) && is_dns_name())
+            || self.services.contains(host)
+    }
+}
+
+/// The address in an iPAddress (RFC 5280 §4.2.1.6).
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = || <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
+    v4().or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
+}
+
+/// The name in an SRV-ID for streams between servers, in lower case.
+fn service(text: &str) -> Option<Box<str>> {
+    let (service, name) = text.split_at_checked(SRV_PREFIX.len())?;
+    let is_ours = service.eq_ignore_ascii_case(SRV_PREFIX);
+    is_ours.then(|| name.to_ascii_lowercase().into_boxed_str())
 }
 
 /// A host the way TLS names it.
@@ -147,36 +237,6 @@ pub(crate) fn server_name(host: &Host) -> Option<ServerName<'static>> {
         Host::Name(name) => ServerName::try_from(name.clone()).ok(),
         Host::Ip(address) => Some(ServerName::IpAddress((*address).into())),
     }
-}
-
-fn other_name(certificate: &CertificateDer<'_>, domain: &Domain, host: &Host) -> bool {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
-        return false;
-    };
-    let Ok(Some(alternatives)) = parsed.subject_alternative_name() else {
-        return false;
-    };
-    alternatives.value.general_names.iter().any(|name| {
-        let GeneralName::OtherName(kind, value) = name else {
-            return false;
-        };
-        let Some(text) = unwrap_other_name(value) else {
-            return false;
-        };
-        match kind.to_id_string().as_str() {
-            XMPP_ADDR => jid::is_domain(text, domain),
-            DNS_SRV => is_service(text, host),
-            _ => false,
-        }
-    })
-}
-
-fn is_service(text: &str, host: &Host) -> bool {
-    let Some((service, name)) = text.split_at_checked(SRV_PREFIX.len()) else {
-        return false;
-    };
-    service.eq_ignore_ascii_case(SRV_PREFIX)
-        && matches!(host, Host::Name(host) if name.eq_ignore_ascii_case(host))
 }
 
 /// An otherName's value comes as an explicit `[0]` around a string.
@@ -368,6 +428,69 @@ mod tests {
         );
         check("_xmpp-server.*.test", "chat.test", &Err(Untrusted::Name));
         check("chat.test", "chat.test", &Err(Untrusted::Name));
+    }
+
+    #[test]
+    fn addresses() {
+        let address = |text: &str| SanType::IpAddress(text.parse().unwrap());
+        let names = [
+            address("192.0.2.1"),
+            address("2001:db8::1"),
+            dns("chat.test"),
+        ];
+        check_names(&names, "192.0.2.1", true);
+        check_names(&names, "[2001:db8::1]", true);
+        check_names(&names, "chat.test", true);
+        check_names(&names, "192.0.2.2", false);
+        check_names(&names, "[2001:db8::2]", false);
+    }
+
+    /// A claim must not cost what the peer likes.
+    #[test]
+    fn the_first_names_count() {
+        let many = |last| {
+            let mut names: Vec<_> = (1..DNS_NAMES_MAX)
+                .map(|n| dns(&format!("{n}.test")))
+                .collect();
+            names.extend([xmpp_addr("beside.test"), dns("last.test"), dns(last)]);
+            names
+        };
+        check_names(&many("beyond.test"), "1.test", true);
+        check_names(&many("beyond.test"), "beside.test", true);
+        check_names(&many("beyond.test"), "last.test", true);
+        check_names(&many("beyond.test"), "beyond.test", false);
+        let others: Vec<_> = (0..=OTHER_NAMES_MAX)
+            .map(|n| xmpp_addr(&format!("{n}.test")))
+            .collect();
+        check_names(&others, &format!("{}.test", OTHER_NAMES_MAX - 1), true);
+        check_names(&others, &format!("{OTHER_NAMES_MAX}.test"), false);
+    }
+
+    /// Who claims domain after domain makes us look at no name again.
+    #[test]
+    fn a_claim_costs_the_same_however_many_names_there_are() {
+        let root = Authority::root(|_| {});
+        let credential = |names: usize| {
+            let leaf = root.leaf(|leaf| {
+                let names = (0..names).map(|n| dns(&format!("{n}.test")));
+                leaf.subject_alt_names = names.collect();
+            });
+            root.trust().examine(&[leaf], now())
+        };
+        let (few, many) = (credential(1), credential(DNS_NAMES_MAX));
+        let domain = Domain::new("a.b");
+        let cost = |credential: &Credential| {
+            let rounds = (0..50).map(|_| {
+                let began = std::time::Instant::now();
+                for _ in 0..20 {
+                    assert!(credential.proves(&domain).is_err());
+                }
+                began.elapsed()
+            });
+            rounds.min().unwrap()
+        };
+        let (few, many) = (cost(&few), cost(&many));
+        assert!(many < 10 * few, "{many:?} against {few:?}");
     }
 
     #[test]

@@ -185,6 +185,28 @@ async fn a_drain_answers_before_it_closes() {
     assert_eq!(draining.await.unwrap().abandoned, 0);
 }
 
+#[actix::test]
+async fn what_a_peer_does_not_read_is_abandoned_at_the_end() {
+    let world = World::new();
+    let service = world.start(&world.config());
+    let mut peer = bidirectional(&service, &world, BIDI).await;
+    // More answers than the system buffers, none of them read.
+    let id = "i".repeat(1000);
+    let ping = format!(
+        "<iq type='get' id='{id}' from='peer.test' to='push.test'>\
+         <ping xmlns='urn:xmpp:ping'/></iq>"
+    );
+    let unwritten = async || {
+        let said = service.count("replies_total").await;
+        said - service.count("replies_back_total").await
+    };
+    while unwritten().await == 0 {
+        peer.stuff(&ping).await;
+    }
+    let drained = drain(&service.gate.drain, std::time::Duration::from_secs(1)).await;
+    assert_eq!(drained.abandoned, unwritten().await);
+}
+
 /// The features of a peer that would send on our stream.
 const OFFER_BIDI: &str = "<stream:features>\
     <mechanisms xmlns='urn:ietf:params:xml:ns:xmpp-sasl'><mechanism>EXTERNAL</mechanism></mechanisms>\

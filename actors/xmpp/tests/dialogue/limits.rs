@@ -138,6 +138,34 @@ async fn stanzas_beyond_the_pace_are_late_and_not_refused() {
     }
 }
 
+/// Claims and checks of keys are work as well, and streams cost a peer nothing.
+#[actix::test]
+async fn all_that_one_address_sends_has_one_pace() {
+    let mut world = World::new();
+    let _home = world.home("peer.test").await;
+    let mut config = world.config();
+    config.stanzas_per_second_per_address_max = 20;
+    let service = world.start(&config);
+    let claim = "<db:result from='peer.test' to='push.test'>key</db:result>";
+    let check = "<db:verify from='peer.test' to='push.test' id='i'>key</db:verify>";
+    let begun = Instant::now();
+    let mut peers = Vec::new();
+    for _ in 0..4 {
+        peers.push(authenticated(&service, &world).await);
+    }
+    for peer in &mut peers {
+        peer.send(&format!("{claim}{check}").repeat(5)).await;
+    }
+    for peer in &mut peers {
+        for _ in 0..5 {
+            peer.until("type='valid'/>").await;
+            peer.until("type='invalid'/>").await;
+        }
+    }
+    // There were 20 at once, and 4 elements to authenticate.
+    assert!(begun.elapsed().as_millis() >= 900, "{:?}", begun.elapsed());
+}
+
 #[actix::test]
 async fn large_stanzas_count_for_more() {
     let world = World::new();

@@ -88,6 +88,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Peer<T> {
         timeout(PATIENCE, flood).await.expect("no end");
     }
 
+    /// Sends `text` over and over, reading nothing, until nothing more is taken for a second.
+    pub(crate) async fn stuff(&mut self, text: &str) {
+        let second = std::time::Duration::from_secs(1);
+        while let Ok(sent) = timeout(second, self.io.write_all(text.as_bytes())).await {
+            sent.unwrap();
+        }
+    }
+
     fn text(&self) -> &str {
         std::str::from_utf8(&self.unread).unwrap()
     }

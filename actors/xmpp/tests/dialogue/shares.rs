@@ -131,6 +131,7 @@ async fn a_peer_that_takes_its_answers_gets_them_though_no_room_is_left() {
     let _hanging = hanging(&mut world, &EVIL[..1]).await;
     let mut config = world.config();
     config.egress_bytes_max = 4096;
+    config.id_bytes_max = 4000;
     let mut service = world.start(&config);
     let mut peer = authenticated(&service, &world).await;
     answer_one(&mut service, &mut peer, "id-1").await;
@@ -138,7 +139,7 @@ async fn a_peer_that_takes_its_answers_gets_them_though_no_room_is_left() {
     returning.expect(&result("id-1")).await;
     // All at once, which is the first that this source wants.
     let mut evil = authenticated_at(&service, &world, 2, &EVIL[..1]).await;
-    evil.send(&ping(EVIL[0], &"x".repeat(900)).repeat(4)).await;
+    evil.send(&ping(EVIL[0], &"x".repeat(3800))).await;
     evil.send(&claim(EVIL[0])).await;
     evil.until("type='valid'/>").await;
     let id = "y".repeat(600);
