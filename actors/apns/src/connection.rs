@@ -228,9 +228,6 @@ impl Driver {
                     self.accepted += usize::from(reply.status == 200);
                     route.answered(self.answered);
                 }
-                if reply.status == 400 {
-                    route.charge(&push);
-                }
                 let wedged = self.expired.is_some_and(|expired| expired != issued_at);
                 match route.conclude(push, reply, issued_at, wedged, now) {
                     Fate::Keep => {}

@@ -108,7 +108,7 @@ impl Waits for Push {
 
     /// As a publish would be answered now, and a dead device token that was replaced: the server shall forget
     /// what has ended, and keep what lives on.
-    fn is_withdrawn(&self, by: &Withdrawal) -> bool {
+    fn withdraw(&self, by: &Withdrawal) -> bool {
         let rejection = match &by.change {
             Change::Ended => Rejection::UnknownNode,
             Change::Replaced { app, device_token } => {

@@ -169,9 +169,12 @@ impl Turns {
         }
     }
 
-    /// An owner's turn came to nothing: it has another one, outside of the round.
+    /// An owner's turn came to nothing: it has another one, outside of the round. There are no more of these than
+    /// there is to be sent, however long a peer refuses everything.
     pub(crate) fn give_back(&mut self, family: Family) {
-        self.returned.push_back(family);
+        if self.returned.len() < self.ready {
+            self.returned.push_back(family);
+        }
     }
 
     /// A push of an owner was refused for its device token. Whoever has nothing waiting does not pay.
@@ -266,5 +269,31 @@ impl Turns {
     pub(crate) fn owners(&self) -> usize {
         assert_eq!(self.owners.len(), self.by_family.len());
         self.owners.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use messages::Domain;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_refuses_everything_leaves_no_endless_list() {
+        let mut turns = Turns::default();
+        let family = Family::from(&Domain::new("chat.example.org"));
+        let mut owners = HashMap::new();
+        for slot in 0..3 {
+            let owner = turns.sit(family);
+            owners.insert(slot, owner);
+            turns.enter(owner, slot, Place::Line);
+        }
+        for serial in 0..1_000 {
+            let slot = turns.next().unwrap();
+            turns.enter(owners[&slot], slot, Place::Repeats(serial));
+            turns.give_back(family);
+            assert!(turns.returned.len() <= 3, "{serial}");
+        }
+        assert_eq!(turns.ready(), 3);
     }
 }

@@ -77,6 +77,7 @@ impl Route {
                 Fate::Keep
             }
             Class::Suspect => {
+                self.charge(&push);
                 push.app.breaker.recognised(now);
                 match push
                     .app

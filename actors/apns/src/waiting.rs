@@ -28,8 +28,8 @@ pub(crate) trait Waits {
     fn fold(&mut self, other: Self);
     /// Learns that its registration is held back, so that nobody waits for it.
     fn held_back(&self);
-    /// Learns what became of its registration. Whether it is answered and must not be sent.
-    fn is_withdrawn(&self, by: &Withdrawal) -> bool;
+    /// Learns what became of its registration. Returns whether it was answered for that, and must not be sent.
+    fn withdraw(&self, by: &Withdrawal) -> bool;
 }
 
 /// The waiting pushes of one route.
@@ -218,7 +218,7 @@ impl<P: Waits> Waiting<P> {
         let slot = self.by_registration.get(&by.registration).copied();
         if let Some(slot) = slot
             && let Some(seat) = self.seats.get(slot)
-            && seat.push.is_withdrawn(by)
+            && seat.push.withdraw(by)
         {
             self.take_out(slot);
         }
@@ -228,7 +228,7 @@ impl<P: Waits> Waiting<P> {
     fn is_withdrawn(&self, push: &P) -> bool {
         let registration = push.registration();
         let by = self.withdrawn.get(short(registration));
-        by.is_some_and(|by| by.registration == registration && push.is_withdrawn(by))
+        by.is_some_and(|by| by.registration == registration && push.withdraw(by))
     }
 
     /// From now on nothing is held back: what was has been answered, and cannot go in time.
@@ -427,7 +427,7 @@ mod tests {
             self.told.borrow_mut().held_back.insert(self.serial);
         }
 
-        fn is_withdrawn(&self, by: &Withdrawal) -> bool {
+        fn withdraw(&self, by: &Withdrawal) -> bool {
             let stays = match &by.change {
                 Change::Ended => false,
                 Change::Replaced { device_token, .. } => token(self.token) == *device_token,
