@@ -453,7 +453,9 @@ impl Hold {
             return self.amount > 0;
         };
         let mut kept = pool.kept();
-        if kept.len() >= pool.kept_max() {
+        // Nobody gives way for what was taken back already.
+        let is_held = pool.revocable().contains_key(&lease.id);
+        if is_held && kept.len() >= pool.kept_max() {
             let shortages = self.holder.accounts.shortages();
             shortages.note(self.good, Kind::OfAll, Some(&self.holder.source));
             if !revoke_of_richest(&self.holder, self.good, &mut kept) {
@@ -681,6 +683,24 @@ mod tests {
         taken.clear();
         assert_eq!(accounts.left(Good::Streams), 64);
         assert!(lock(&accounts.0.holders).is_empty());
+    }
+
+    #[test]
+    fn nobody_gives_way_for_a_place_that_is_lost_already() {
+        let accounts = accounts(8, 1);
+        let take = |last| {
+            account(&accounts, last)
+                .take_revocable(Good::Streams)
+                .unwrap()
+        };
+        let mut kept: Vec<_> = [1, 1, 1, 2, 3, 4, 5].map(take).into();
+        assert!(kept.iter_mut().all(Hold::keep));
+        let mut lost = take(6);
+        let _taker = take(7);
+        assert!(!lost.keep());
+        for hold in &kept {
+            assert!(hold.revocation().come().now_or_never().is_none());
+        }
     }
 
     /// Whatever comes without proof, and from however many places.
