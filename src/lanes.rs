@@ -3,7 +3,11 @@
 use std::thread::available_parallelism;
 
 use actix_rt::Arbiter;
+use rustix::process::setpriority_process;
 use tokio::sync::oneshot;
+
+/// The most that the system knows.
+const NICENESS_MAX: u8 = 19;
 
 /// How many lanes to run: one core is left to the control arbiter and the kernel, and there is always
 /// one lane.
@@ -34,6 +38,20 @@ impl Lane {
         }
     }
 
+    /// Starts the thread at a lower priority, of this niceness: it has what others leave.
+    #[must_use]
+    pub fn start_nice(niceness: u8) -> Self {
+        let lane = Self::start();
+        lane.arbiter.spawn_fn(move || {
+            // On Linux each thread has a niceness of its own, and that of the caller is meant.
+            let set = setpriority_process(None, niceness.min(NICENESS_MAX).into());
+            if let Err(error) = set {
+                tracing::warn!(%error, "the thread of handshakes cannot be made to yield to the others");
+            }
+        });
+        lane
+    }
+
     /// Runs `build` on the lane's thread and hands back what it made. `None` when the thread is gone.
     pub async fn build<T, F>(&self, build: F) -> Option<T>
     where
@@ -61,6 +79,8 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::getpriority_process;
+
     use super::*;
 
     #[track_caller]
@@ -76,6 +96,17 @@ mod tests {
         check(64, 8, 8);
         check(0, 8, 1);
         check(4, 0, 1);
+    }
+
+    #[actix_rt::test]
+    async fn one_that_yields_is_nicer_than_the_others() {
+        let niceness = || getpriority_process(None).unwrap();
+        for (niceness_wanted, expected) in [(0, 0), (7, 7), (200, 19)] {
+            let lane = Lane::start_nice(niceness_wanted);
+            let there = lane.build(niceness).await.unwrap();
+            assert_eq!(there, expected.max(niceness()));
+            lane.stop().await;
+        }
     }
 
     #[actix_rt::test]

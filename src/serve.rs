@@ -73,6 +73,7 @@ pub async fn run(
         .collect();
     let Service {
         lanes,
+        porch,
         wards,
         reloads,
         order,
@@ -95,7 +96,7 @@ pub async fn run(
     }
 
     let abandoned = order.drain(grace).await;
-    for lane in lanes {
+    for lane in lanes.into_iter().chain([porch]) {
         lane.stop().await;
     }
     tracing::info!(abandoned, "stopped");

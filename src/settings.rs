@@ -67,11 +67,16 @@ pub struct Settings {
 pub struct Runtime {
     /// Most lanes (threads that carry pushes); fewer run where the machine has fewer cores.
     pub lanes_max: usize,
+    /// Niceness of the thread that leads new connections through TLS, 0 to 19.
+    pub handshake_niceness: u8,
 }
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { lanes_max: 8 }
+        Self {
+            lanes_max: 8,
+            handshake_niceness: 10,
+        }
     }
 }
 

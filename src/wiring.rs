@@ -18,6 +18,8 @@ use crate::shutdown::{Order, Stage};
 pub struct Service {
     /// The threads that carry pushes.
     pub lanes: Vec<Lane>,
+    /// The thread that new connections come through.
+    pub porch: Lane,
     /// Whom the guardian watches.
     pub wards: Vec<Ward>,
     /// Who looks at its files again at SIGHUP.
@@ -241,15 +243,22 @@ pub async fn start(
         attached.map_err(|error| vec![format!("a lane's gate takes no component: {error}")])?;
     }
     let gate_drains = drains(gates.iter().map(|gate| &gate.drain));
-    let listener = xmpp::listener::start(&ingress, listeners, gates);
-    ward("listener".to_owned(), listener.probe.clone(), &control);
+    let thread = Lane::start_nice(settings.runtime.handshake_niceness);
+    let (pulse, porch, listener) = on(&thread, move || {
+        let porch = xmpp::porch::start(&ingress, gates);
+        let listener = xmpp::listener::start(&ingress, listeners, porch.clone());
+        (Pulse::here(), porch, listener)
+    })
+    .await?;
+    ward("porch".to_owned(), porch.probe, &pulse);
+    ward("listener".to_owned(), listener.probe, &pulse);
 
     let order = Order {
         stages: vec![
             Stage {
                 name: "listener",
                 farewells_left: 2,
-                actors: vec![listener.drain, certificates.drain, admin.drain],
+                actors: vec![listener.drain, porch.drain, certificates.drain, admin.drain],
             },
             Stage {
                 name: "sessions",
@@ -290,6 +299,7 @@ pub async fn start(
     };
     Ok(Service {
         lanes,
+        porch: thread,
         wards,
         reloads: vec![certificates.reload],
         order,

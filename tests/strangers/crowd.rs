@@ -2,13 +2,14 @@
 
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::Command;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use campanile::dev::world::SERVICE;
-use rustix::process::{getpriority_process, setpriority_process};
+use rustix::thread::gettid;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use tokio::io::AsyncWriteExt as _;
@@ -86,9 +87,7 @@ impl Crowd {
         let (settle, settled) = watch::channel(false);
         let limits = limits.clone();
         let thread = thread::spawn(move || {
-            // Strangers compute on machines of their own; this thread has what the others leave.
-            let priority = getpriority_process(None).unwrap() + 10;
-            setpriority_process(None, priority.min(19)).unwrap();
+            yield_to_all();
             let site = Rc::new(Site {
                 service,
                 nobody,
@@ -121,6 +120,16 @@ impl Crowd {
         self.dismiss.send(true).unwrap();
         self.thread.join().unwrap()
     }
+}
+
+/// Strangers compute on machines of their own: this thread runs only while no other wants to, and any other
+/// takes the processor from it at once, which niceness alone does not say.
+fn yield_to_all() {
+    let thread = gettid().as_raw_nonzero().to_string();
+    let idle = Command::new("chrt")
+        .args(["--idle", "--pid", "0", &thread])
+        .status();
+    assert!(idle.unwrap().success(), "chrt, of util-linux, works");
 }
 
 impl Site {

@@ -1,8 +1,6 @@
 //! The way in, one per lane: starts a session for each stream, counts what sessions do, and drains them.
 
 use std::cell::Cell;
-use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,21 +15,16 @@ use messages::{
     ConfirmCase, Drain, Drained, Health, OfferPost, Probe, PublishBatch, Register,
     RunPrivacyCommand, SendMessage, Unregister,
 };
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::Ingress;
 use crate::accounts::Hold;
 use crate::component::{self, Component};
 use crate::egress::EgressBatch;
 use crate::session::{self, Session};
-use crate::stream::tls::Kind;
+use crate::stream::Trace;
+use crate::stream::inbound::Inbound;
 
-/// Silence after which the system asks whether the peer is still there.
-pub(crate) const KEEPALIVE: Duration = Duration::from_secs(120);
-/// How often it asks, and how many times without an answer it does.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEPALIVE_RETRIES: u32 = 3;
 /// How often a component's session that is gone is looked for.
 const REVIVAL: Duration = Duration::from_secs(5);
 /// What an idle stream weighs against open tickets when a lane is chosen.
@@ -68,8 +61,8 @@ pub struct PrivacyEdges {
 /// What a gate accepts.
 #[derive(Clone)]
 pub struct Handles {
-    /// New connections, from the listener.
-    pub adopt: Recipient<AdoptStream>,
+    /// Secured streams, from the porch.
+    pub admit: Recipient<AdmitStream>,
     /// Components to keep connected.
     pub attach: Recipient<Component>,
     /// Stops reading, lets all that is unanswered be answered, closes the streams.
@@ -108,15 +101,16 @@ impl Load {
     }
 }
 
-/// A connection for a lane to take over.
+/// A secured stream for a lane to take over.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct AdoptStream {
-    pub(crate) socket: std::net::TcpStream,
-    pub(crate) address: SocketAddr,
-    pub(crate) kind: Kind,
+pub struct AdmitStream {
+    pub(crate) stream: Box<Inbound>,
     /// Its place among all, given back when it ends.
     pub(crate) place: Hold,
+    pub(crate) trace: Trace,
+    /// When it has to be authenticated.
+    pub(crate) deadline: Instant,
 }
 
 /// What the sessions of a lane count.
@@ -182,7 +176,7 @@ pub fn start(ingress: &Ingress, edges: Edges) -> Handles {
         }
     }
     Handles {
-        adopt: address.clone().recipient(),
+        admit: address.clone().recipient(),
         attach: address.clone().recipient(),
         drain: address.clone().recipient(),
         probe: address.recipient(),
@@ -237,40 +231,21 @@ impl Actor for Gate {
 
 impl Supervised for Gate {}
 
-impl Handler<AdoptStream> for Gate {
+impl Handler<AdmitStream> for Gate {
     type Result = ();
 
-    fn handle(&mut self, adopt: AdoptStream, _: &mut Self::Context) {
-        let AdoptStream {
-            socket,
-            address,
-            kind,
-            place,
-        } = adopt;
-        match prepare(socket) {
-            Ok(socket) => {
-                if self.sessions.len() >= self.sweep_at {
-                    self.sessions.retain(Addr::connected);
-                    self.sweep_at = SWEEP_MIN.max(2 * self.sessions.len());
-                }
-                let lane = Rc::clone(&self.lane);
-                let session = Session::start(lane, Box::new(socket), address, kind, place);
-                self.sessions.push(session);
-            }
-            Err(error) => tracing::info!(%address, %error, "a connection could not be taken over"),
+    fn handle(&mut self, mut admitted: AdmitStream, _: &mut Self::Context) {
+        if let Err(error) = admitted.stream.rehome() {
+            let address = admitted.trace.address;
+            return tracing::info!(?address, %error, "a connection could not be taken over");
         }
+        if self.sessions.len() >= self.sweep_at {
+            self.sessions.retain(Addr::connected);
+            self.sweep_at = SWEEP_MIN.max(2 * self.sessions.len());
+        }
+        let session = Session::start(Rc::clone(&self.lane), admitted);
+        self.sessions.push(session);
     }
-}
-
-fn prepare(socket: std::net::TcpStream) -> io::Result<TcpStream> {
-    socket.set_nonblocking(true)?;
-    socket.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_RETRIES);
-    SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-    TcpStream::from_std(socket)
 }
 
 impl Handler<Component> for Gate {

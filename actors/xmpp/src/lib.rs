@@ -1,11 +1,12 @@
 //! XMPP ingress: server-to-server streams, the services of the served domains, replies.
 //!
-//! Three actors and what they share:
+//! Four actors and what they share:
 //!
 //! - [`Ingress`] is prepared once from the configuration: certificates, trusted authorities, resolver,
 //!   dialback secret. Clones are cheap and go to every thread.
-//! - [`listener`] accepts connections on the control arbiter and hands each to the lane that has least to
-//!   do.
+//! - [`listener`] accepts connections on the control arbiter.
+//! - [`porch`] leads them through TLS on a thread that yields to the others, and hands each stream to the lane
+//!   that has least to do.
 //! - [`gate`] runs once per lane and starts a session for each stream. A session reads publishes, holds a
 //!   ticket for each, and answers every iq exactly once.
 //! - [`egress`] runs once per lane and owns the streams that we open to peers: answers go there, since a
@@ -39,6 +40,7 @@ pub mod outcomes;
 mod pace;
 mod pending;
 mod policy;
+pub mod porch;
 mod reply;
 mod service;
 mod session;

@@ -1,6 +1,6 @@
-//! Accepts connections on the control arbiter and hands each to the lane that has least to do.
+//! Accepts connections and hands them to the porch, whose thread it shares.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -16,8 +16,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::accounts::{Good, Source};
-use crate::gate::{self, AdoptStream, Count};
+use crate::gate::Count;
 use crate::pace::{Pace, Pacer, Taken};
+use crate::porch::{self, ReceiveConnection};
 use crate::stream::connect::Buffers;
 pub use crate::stream::tls::Kind;
 use crate::stream::{Stage, Trace};
@@ -115,21 +116,20 @@ fn listen(address: SocketAddr, buffers: Buffers) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Starts accepting from bound sockets on the current arbiter, for these lanes.
+/// Starts accepting from bound sockets on the current arbiter, for this porch.
 #[must_use]
-pub fn start(ingress: &Ingress, sockets: Vec<Socket>, lanes: Vec<gate::Handles>) -> Handles {
+pub fn start(ingress: &Ingress, sockets: Vec<Socket>, porch: porch::Handles) -> Handles {
     let config = ingress.config();
     let per_address = Pace::per_second(config.connections_per_address_per_second_max, BURST);
     let acceptor = Rc::new(Acceptor {
         ingress: ingress.clone(),
-        lanes,
+        porch: porch.receive,
         pace: Pace::per_second(config.connections_per_second_max, BURST),
         taken: RefCell::default(),
         addresses: RefCell::new(Pacer::new(per_address)),
         accepted: Count::default(),
         refused: Count::default(),
         failed: Count::default(),
-        next: Cell::new(0),
     });
     let address = Supervisor::start(|ctx: &mut Context<Listener>| {
         ctx.set_mailbox_capacity(0);
@@ -198,7 +198,7 @@ impl Handler<Probe> for Listener {
 
 struct Acceptor {
     ingress: Ingress,
-    lanes: Vec<gate::Handles>,
+    porch: Recipient<ReceiveConnection>,
     /// How fast connections are taken over, from all addresses and from each.
     pace: Pace,
     taken: RefCell<Taken>,
@@ -206,8 +206,6 @@ struct Acceptor {
     accepted: Count,
     refused: Count,
     failed: Count,
-    /// Where the search for the least busy lane begins, so that equals take turns.
-    next: Cell<usize>,
 }
 
 /// The next connection of any of the sockets. One at a time: a socket that waits would keep a place from
@@ -284,16 +282,16 @@ impl Acceptor {
                 return tracing::info!(%address, %error, "a connection could not be handed over");
             }
         };
-        let adopt = AdoptStream {
+        let received = ReceiveConnection {
             socket,
             address,
             kind,
             place,
         };
         self.accepted.add(1);
-        match self.least_busy() {
-            Some(lane) if lane.adopt.try_send(adopt).is_ok() => sleep(BREATH).await,
-            _ => self.refused.add(1),
+        match self.porch.try_send(received) {
+            Ok(()) => sleep(BREATH).await,
+            Err(_) => self.refused.add(1),
         }
     }
 
@@ -307,16 +305,5 @@ impl Acceptor {
         self.ingress.outcomes().failed(&trace, &reason, None);
         // If that cannot be set, the connection is closed in the ordinary way.
         let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
-    }
-
-    fn least_busy(&self) -> Option<&gate::Handles> {
-        let first = self.next.get();
-        self.next.set(first.wrapping_add(1));
-        let turn = first.checked_rem(self.lanes.len())?;
-        let (after, before) = self.lanes.split_at_checked(turn)?;
-        before
-            .iter()
-            .chain(after)
-            .min_by_key(|lane| lane.load.get())
     }
 }

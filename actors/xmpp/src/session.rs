@@ -7,7 +7,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -30,15 +29,14 @@ use crate::accounts::{Account, Good, Hold, Source};
 use crate::back::Back;
 use crate::backlog::{Chunk, Queue};
 use crate::egress::{Answers, EgressBatch};
-use crate::gate::Lane;
+use crate::gate::{AdmitStream, Lane};
 use crate::jid::{self, Jid};
 use crate::pending::Pending;
 use crate::reply;
 use crate::service::{self, Answer, Service};
 use crate::stream::framed::Framed;
 use crate::stream::inbound::{self, Inbound};
-use crate::stream::tls::Kind;
-use crate::stream::{Explained, Fault, Socket, Stage, Trace, ns};
+use crate::stream::{Explained, Fault, Stage, Trace, ns};
 use crate::throttle::Throttle;
 use crate::xml::publish::{self, PublishIq, Read};
 use crate::xml::splitter::Unit;
@@ -402,16 +400,16 @@ pub(crate) struct Session {
 
 impl Session {
     /// Starts on the current arbiter.
-    pub(crate) fn start(
-        lane: Rc<Lane>,
-        socket: Box<dyn Socket>,
-        address: SocketAddr,
-        kind: Kind,
-        place: Hold,
-    ) -> Addr<Self> {
-        let account = lane.ingress.account(Source::address(address.ip()));
+    pub(crate) fn start(lane: Rc<Lane>, admitted: AdmitStream) -> Addr<Self> {
+        let account = admitted.stream.account().clone();
         Self::start_with(lane, account, None, |core, session| {
-            StreamTask::new(core, session, address, place).run(socket, kind, address)
+            let AdmitStream {
+                stream,
+                place,
+                trace,
+                deadline,
+            } = admitted;
+            StreamTask::new(core, session, trace, place).run(*stream, deadline)
         })
     }
 
@@ -640,7 +638,7 @@ impl Batch {
 }
 
 impl StreamTask {
-    fn new(core: Rc<Core>, session: Addr<Session>, address: SocketAddr, place: Hold) -> Self {
+    fn new(core: Rc<Core>, session: Addr<Session>, trace: Trace, place: Hold) -> Self {
         core.lane.counters.streams_open.add(1);
         core.lane.counters.streams.add(1);
         core.lane.load.add_stream();
@@ -648,26 +646,13 @@ impl StreamTask {
         Self {
             core,
             session,
-            trace: Trace::from(address),
+            trace,
             throttle,
             place,
         }
     }
 
-    async fn run(mut self, socket: Box<dyn Socket>, kind: Kind, address: SocketAddr) {
-        let lane = Rc::clone(&self.core.lane);
-        let limit = lane.ingress.config().authentication_timeout();
-        let deadline = time::Instant::now() + limit;
-        let (ingress, trace) = (&lane.ingress, &mut self.trace);
-        let revocation = self.place.revocation();
-        let secured = tokio::select! {
-            secured = inbound::secure(socket, kind, address, ingress, deadline, trace) => secured,
-            () = revocation.come() => Err(gave_way()),
-        };
-        let mut stream = match secured {
-            Ok(stream) => stream,
-            Err(fault) => return self.report(&fault),
-        };
+    async fn run(mut self, mut stream: Inbound, deadline: time::Instant) {
         let served = self.serve(&mut stream, deadline).await;
         self.core.close_back();
         let fault = match served {
@@ -722,7 +707,7 @@ impl StreamTask {
             let (at, due) = agenda.next(stream.is_authenticated(), pause);
             tokio::select! {
                 () = self.core.changed.notified() => {}
-                () = revocation.come() => return Err(gave_way()),
+                () = revocation.come() => return Err(Fault::gave_way()),
                 read = stream.framed.fill(), if reading => {
                     read?;
                     if !stream.framed.is_ended() {
@@ -761,7 +746,7 @@ impl StreamTask {
     fn settle(&mut self, stream: &Inbound) -> Result<(), Fault> {
         if stream.is_authenticated() {
             if self.trace.stage != Stage::Open && !self.place.keep() {
-                return Err(gave_way());
+                return Err(Fault::gave_way());
             }
             self.trace.stage = Stage::Open;
             self.open_back(stream);
@@ -1071,14 +1056,6 @@ impl Rule for Inbound {
     fn odd(&self, fault: Fault) -> Result<(), Fault> {
         Err(fault)
     }
-}
-
-const fn gave_way() -> Fault {
-    Fault::refuse(
-        StreamCondition::ResourceConstraint,
-        "all streams were taken, and its address had most of them, or it had proven nothing yet: it gave way to \
-         another",
-    )
 }
 
 const fn unaddressed() -> Fault {

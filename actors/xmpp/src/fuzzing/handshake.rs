@@ -4,7 +4,7 @@
 //! authoritative server that dialback asks; the actors behind the session; and time, which jumps to the
 //! next timer when nobody has anything to do.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -27,7 +27,8 @@ use super::oracle::{self, Tree};
 use crate::accounts::{Good, Source};
 use crate::calls::Errand;
 use crate::egress::EgressBatch;
-use crate::gate::{Edges, Lane, Load};
+use crate::gate::{AdmitStream, Edges, Lane, Load};
+use crate::porch::{Door, Handshake, Shared};
 use crate::session::Session;
 use crate::stream::ns;
 use crate::stream::outbound::{self, Failure};
@@ -243,7 +244,7 @@ async fn play(letter: u8, script: &[u8]) -> Result<(), String> {
     }));
     SCENE.set(Some(Rc::clone(&scene)));
     let (near, far) = duplex(PIPE_BYTES);
-    let (session, load) = adopt(&world.ingress, &scene, far, kind);
+    let received = receive(&world.ingress, &scene, far, kind);
     let mut peer = Peer {
         pipe: Pipe::Clear(near),
         tls: Arc::clone(tls),
@@ -270,7 +271,7 @@ async fn play(letter: u8, script: &[u8]) -> Result<(), String> {
     }
     drop(peer);
     let over = async {
-        while load.get() != 0 || session.connected() {
+        while !received.is_over() {
             sleep(SILENCE).await;
         }
     };
@@ -284,13 +285,49 @@ async fn play(letter: u8, script: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Hands a connection to a session as a gate does.
-fn adopt(
+/// A connection that was handed over.
+struct Received {
+    handshake: JoinHandle<()>,
+    load: Load,
+    /// That of the stream, once there is one.
+    session: Rc<OnceCell<Addr<Session>>>,
+}
+
+impl Received {
+    fn is_over(&self) -> bool {
+        let session = self.session.get();
+        self.handshake.is_finished()
+            && self.load.get() == 0
+            && session.is_none_or(|session| !session.connected())
+    }
+}
+
+/// Starts the session of a stream as a gate does.
+struct Inside {
+    lane: Rc<Lane>,
+    session: Rc<OnceCell<Addr<Session>>>,
+}
+
+impl Actor for Inside {
+    type Context = Context<Self>;
+}
+
+impl Handler<AdmitStream> for Inside {
+    type Result = ();
+
+    fn handle(&mut self, admitted: AdmitStream, _: &mut Self::Context) {
+        let session = Session::start(Rc::clone(&self.lane), admitted);
+        assert!(self.session.set(session).is_ok(), "one stream");
+    }
+}
+
+/// Takes a connection as the porch does.
+fn receive(
     ingress: &Ingress,
     scene: &Rc<RefCell<Scene>>,
     socket: DuplexStream,
     kind: Kind,
-) -> (Addr<Session>, Load) {
+) -> Received {
     let behind = Behind(Rc::clone(scene)).start();
     let load = Load::default();
     let edges = Edges {
@@ -304,8 +341,22 @@ fn adopt(
     let address = ([192, 0, 2, 1], 40_000).into();
     let account = ingress.account(Source::address(std::net::SocketAddr::ip(&address)));
     let place = account.take_revocable(Good::Streams).unwrap();
-    let session = Session::start(lane, Box::new(socket), address, kind, place);
-    (session, load)
+    let session = Rc::<OnceCell<_>>::default();
+    let inside = Inside {
+        lane,
+        session: Rc::clone(&session),
+    };
+    let door = Door {
+        admit: inside.start().recipient(),
+        load: load.clone(),
+    };
+    let shared = Rc::new(Shared::new(ingress, vec![door]));
+    let handshake = Handshake::new(shared, address, place).run(Box::new(socket), kind, address);
+    Received {
+        handshake: actix_rt::spawn(handshake),
+        load,
+        session,
+    }
 }
 
 /// The actors behind the session. They answer at once.

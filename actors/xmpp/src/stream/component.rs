@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::connect::{Terms, connect};
 use super::framed::Framed;
 use super::{Fault, ns};
-use crate::gate::KEEPALIVE;
+use crate::porch::KEEPALIVE;
 use crate::xml::stream_error::StreamCondition;
 use crate::xml::{XmlError, write};
 use crate::{Config, Error};

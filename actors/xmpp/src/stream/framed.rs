@@ -1,7 +1,9 @@
 //! A byte stream read unit by unit.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::io;
 use std::pin::pin;
+use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
@@ -48,6 +50,8 @@ pub(crate) struct Framed<T> {
     /// What the buffer takes beyond [`KEPT_BYTES`], if that is accounted for.
     room: Option<Hold>,
     turn: Turn,
+    /// What went wrong behind what was read last.
+    failed: Option<io::Error>,
     /// Whether our closing tag is sent.
     ended: bool,
 }
@@ -79,6 +83,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             allowance: None,
             room: None,
             turn: Turn::default(),
+            failed: None,
             ended: false,
         }
     }
@@ -87,6 +92,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
     /// was not protected (RFC 6120 §5.4.3.3).
     pub(crate) fn into_io(self) -> T {
         self.io
+    }
+
+    /// The connection, to look after it.
+    pub(crate) const fn io_mut(&mut self) -> &mut T {
+        &mut self.io
     }
 
     pub(crate) const fn set_limits(&mut self, limits: Limits) {
@@ -155,7 +165,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
         yield_now().await;
     }
 
-    /// Reads once, in turn with the other streams of the lane. Dropping the future loses nothing.
+    /// Reads what is there, in turn with the other streams of the lane. Dropping the future loses nothing.
     pub(crate) async fn fill(&mut self) -> Result<(), Fault> {
         if self.is_turn_over() {
             self.rest().await;
@@ -176,16 +186,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             ));
         }
         self.turn.began();
-        let mut reading = pin!(self.io.read_buf(&mut self.buffer));
-        let turn = &mut self.turn;
-        let read = poll_fn(|cx| {
-            let read = reading.as_mut().poll(cx);
-            if read.is_pending() {
-                *turn = Turn::default();
-            }
-            read
-        });
-        let read = read.await?;
+        let read = poll_fn(|cx| self.poll_read(cx)).await?;
         if read == 0 {
             return Err(Fault::Disconnected);
         }
@@ -197,6 +198,35 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             ))?;
         }
         Ok(())
+    }
+
+    /// Reads all that is there and fits, so that what came in many small records is one batch. An error after
+    /// that comes with the next read.
+    fn poll_read(&mut self, cx: &mut task::Context<'_>) -> Poll<io::Result<usize>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        let before = self.buffer.len();
+        loop {
+            let read = pin!(self.io.read_buf(&mut self.buffer)).poll(cx);
+            let all = self.buffer.len() - before;
+            match read {
+                Poll::Pending if all == 0 => {
+                    self.turn = Turn::default();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(error)) if all == 0 => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(more)) if more > 0 => {
+                    let is_full = self.buffer.len() == self.buffer.capacity();
+                    if !is_full && self.turn.bytes + all < TURN_BYTES {
+                        continue;
+                    }
+                }
+                Poll::Ready(Err(error)) => self.failed = Some(error),
+                Poll::Pending | Poll::Ready(Ok(_)) => {}
+            }
+            return Poll::Ready(Ok(all));
+        }
     }
 
     /// Waits for the next unit that is not white space. Dropping the future loses nothing.
@@ -288,6 +318,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             self.io.shutdown().await?;
             let mut heard = 0;
             while heard < LINGER_BYTES {
+                // What a peer says on and on is no reason to keep the others waiting.
+                self.rest().await;
                 self.buffer.clear();
                 self.buffer.reserve(READ_BYTES);
                 match self.io.read_buf(&mut self.buffer).await? {
@@ -295,7 +327,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
                     read => heard += read,
                 }
             }
-            Ok::<(), std::io::Error>(())
+            Ok::<(), io::Error>(())
         };
         // Whatever happens, the connection is over.
         let _ = timeout(LINGER, goodbye).await;
@@ -307,5 +339,91 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             Fault::Io(_) | Fault::Disconnected | Fault::Stalled => {}
             fault => self.close(fault.stream_error()).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::pin::Pin;
+
+    use tokio::io::ReadBuf;
+
+    use super::*;
+
+    /// A connection on which this comes, a read each, and then nothing.
+    struct Comes(VecDeque<io::Result<Vec<u8>>>);
+
+    impl AsyncRead for Comes {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut task::Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            match self.0.pop_front() {
+                Some(Ok(bytes)) => {
+                    buffer.put_slice(&bytes);
+                    Poll::Ready(Ok(()))
+                }
+                Some(Err(error)) => Poll::Ready(Err(error)),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    impl AsyncWrite for Comes {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut task::Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn framed<const N: usize>(comes: [io::Result<Vec<u8>>; N]) -> Framed<Comes> {
+        let limits = crate::Config::default().limits();
+        Framed::new(Comes(comes.into()), limits, Duration::from_secs(1))
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_one_batch_and_its_end_comes_after_it() {
+        let mut framed = framed([
+            Ok(b"<a/>".to_vec()),
+            Ok(b"<b/>".to_vec()),
+            Err(io::ErrorKind::ConnectionReset.into()),
+        ]);
+        framed.fill().await.unwrap();
+        assert_eq!(&framed.buffer[..], b"<a/><b/>");
+        let end = framed.fill().await;
+        assert!(matches!(end, Err(Fault::Io(_))), "{end:?}");
+    }
+
+    #[tokio::test]
+    async fn an_end_without_error_comes_after_what_was_said_too() {
+        let mut framed = framed([Ok(b"<a/>".to_vec()), Ok(Vec::new())]);
+        framed.fill().await.unwrap();
+        assert_eq!(&framed.buffer[..], b"<a/>");
+        // A connection that has ended says so each time.
+        framed.io.0.push_back(Ok(Vec::new()));
+        assert!(matches!(framed.fill().await, Err(Fault::Disconnected)));
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_no_longer_than_a_turn() {
+        let piece = || Ok(vec![b'x'; 4096]);
+        let mut framed = framed([piece(), piece(), piece(), piece(), piece()]);
+        framed.fill().await.unwrap();
+        assert_eq!(framed.buffer.len(), 16_384);
+        framed.fill().await.unwrap();
+        assert_eq!(framed.buffer.len(), 20_480);
     }
 }

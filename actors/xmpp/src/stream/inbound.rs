@@ -5,6 +5,7 @@
 //! needs no restart, may come at any time and for several domains, so both go on as long as the stream.
 
 use std::fmt::Display;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -80,12 +81,11 @@ pub(crate) async fn secure(
     };
 
     trace.stage = Stage::Tls;
-    let (tcp, left) = Metered::new(tcp, config.certificate_chain_bytes_max);
-    let tcp: Box<dyn Socket> = Box::new(tcp);
+    let tcp = Metered::new(tcp, config.certificate_chain_bytes_max);
     let handshake = TlsAcceptor::from(acceptor).accept(tcp);
-    let tls = within(deadline, async { Ok(handshake.await?) }).await?;
-    left.lift();
-    let (_, connection) = tls.get_ref();
+    let mut tls = within(deadline, async { Ok(handshake.await?) }).await?;
+    let (tcp, connection) = tls.get_mut();
+    tcp.lift();
     trace.tls = connection.protocol_version().map(tls::version_name);
     let credential = ingress.examine(connection.peer_certificates().unwrap_or_default());
 
@@ -173,7 +173,7 @@ async fn start_tls(
 
 /// The header of the secured stream, answered.
 async fn reopen(
-    framed: &mut Framed<TlsStream<Box<dyn Socket>>>,
+    framed: &mut Framed<TlsStream<Metered>>,
     ingress: &Ingress,
     before: Option<&Opening>,
     deadline: Instant,
@@ -277,7 +277,7 @@ where
 
 /// A secured stream.
 pub(crate) struct Inbound {
-    pub(crate) framed: Framed<TlsStream<Box<dyn Socket>>>,
+    pub(crate) framed: Framed<TlsStream<Metered>>,
     account: Account,
     ingress: Ingress,
     /// The domain the stream was opened to.
@@ -359,6 +359,16 @@ impl Verification {
 }
 
 impl Inbound {
+    /// Of the address that it comes from.
+    pub(crate) const fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// Goes on on the current thread.
+    pub(crate) fn rehome(&mut self) -> io::Result<()> {
+        self.framed.io_mut().get_mut().0.rehome()
+    }
+
     /// Whether the peer may leave without a report.
     pub(crate) const fn is_accounted(&self) -> bool {
         self.accounted || self.is_authenticated()

@@ -1,10 +1,8 @@
 //! A connection that lets only so much come until TLS is there: the library keeps what has come of a
 //! handshake message, up to 64 KiB.
 
-use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,26 +15,28 @@ const BESIDE_BYTES: usize = 8192;
 /// Counts what comes.
 pub(crate) struct Metered {
     io: Box<dyn Socket>,
-    left: Left,
-}
-
-/// What may still come; any number once that is [`Left::lift`]ed.
-#[derive(Clone)]
-pub(crate) struct Left(Rc<Cell<Option<usize>>>);
-
-impl Left {
-    pub(crate) fn lift(&self) {
-        self.0.set(None);
-    }
+    /// What may still come, if that is bounded.
+    left: Option<usize>,
 }
 
 impl Metered {
     /// Lets so many bytes of certificates come.
-    pub(crate) fn new(io: Box<dyn Socket>, chain_bytes_max: usize) -> (Self, Left) {
+    pub(crate) fn new(io: Box<dyn Socket>, chain_bytes_max: usize) -> Self {
         let left = chain_bytes_max.saturating_add(BESIDE_BYTES);
-        let left = Left(Rc::new(Cell::new(Some(left))));
-        let lift = left.clone();
-        (Self { io, left }, lift)
+        Self {
+            io,
+            left: Some(left),
+        }
+    }
+
+    /// Lets any number come.
+    pub(crate) const fn lift(&mut self) {
+        self.left = None;
+    }
+
+    /// [`Socket::rehome`] of the connection.
+    pub(crate) fn rehome(&mut self) -> io::Result<()> {
+        self.io.rehome()
     }
 }
 
@@ -48,12 +48,12 @@ impl AsyncRead for Metered {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
-        if let Some(left) = self.left.0.get() {
+        if let Some(left) = &mut self.left {
             let read = buffer.filled().len().saturating_sub(before);
-            let Some(left) = left.checked_sub(read) else {
-                return Poll::Ready(Err(tls::too_large()));
+            *left = match left.checked_sub(read) {
+                Some(left) => left,
+                None => return Poll::Ready(Err(tls::too_large())),
             };
-            self.left.0.set(Some(left));
         }
         polled
     }

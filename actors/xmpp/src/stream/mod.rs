@@ -25,8 +25,10 @@ use std::io;
 use std::net::SocketAddr;
 
 use messages::Domain;
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
 use crate::outcomes::Direction;
 use crate::stream::identity::Untrusted;
@@ -53,9 +55,29 @@ pub(crate) mod ns {
 }
 
 /// The connection under a stream that a peer opens: TCP, or memory.
-pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin {}
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Lets the current thread wait for it, instead of the one that did before.
+    ///
+    /// # Errors
+    /// Those of the system: it may have no descriptor left.
+    fn rehome(&mut self) -> io::Result<()>;
+}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Socket for T {}
+impl Socket for TcpStream {
+    fn rehome(&mut self) -> io::Result<()> {
+        // A second descriptor of the same connection, since the first is bound to where it was.
+        let socket = SockRef::from(&*self).try_clone()?;
+        *self = Self::from_std(socket.into())?;
+        Ok(())
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl Socket for tokio::io::DuplexStream {
+    fn rehome(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Why a stream is over. The text is for logs and says nothing of its stanzas.
 #[derive(Debug, Error)]
@@ -124,6 +146,15 @@ impl Fault {
             error: StreamError::new(condition).text(reason),
             reason,
         }
+    }
+
+    /// Its place was taken back for somebody else.
+    pub(crate) const fn gave_way() -> Self {
+        Self::refuse(
+            StreamCondition::ResourceConstraint,
+            "all streams were taken, and its address had most of them, or it had proven nothing yet: it gave way \
+             to another",
+        )
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::peer::{Peer, STARTTLS, authenticated, call, connect, header, publish, start_tls};
-use crate::world::World;
+use crate::world::{World, drain};
 
 /// A peer opens with `opening`, which is answered with a header from `from` and this stream error.
 async fn check_opening(opening: &str, from: &str, condition: &str) {
@@ -195,8 +195,27 @@ async fn one_address_has_so_many_streams() {
     }
     service.counted("connections_refused_total", 1).await;
     drop(first);
-    service.counted("streams_open", 0).await;
+    service.counted("handshakes_open", 0).await;
     connect(&service, "peer.test", "push.test").await;
+}
+
+#[actix::test]
+async fn a_stop_waits_for_nobody_in_a_handshake() {
+    let world = World::new();
+    let service = world.start(&world.config());
+    let mut silent = Peer::new(TcpStream::connect(service.address).await.unwrap());
+    service.counted("handshakes_open", 1).await;
+    let begun = std::time::Instant::now();
+    assert_eq!(
+        drain(&service.porch.drain, testkit::PATIENCE)
+            .await
+            .abandoned,
+        0
+    );
+    assert!(begun.elapsed() < testkit::PATIENCE);
+    silent.closed().await;
+    assert_eq!(service.count("handshakes_open").await, 0);
+    assert_eq!(service.count("handshakes_failed_total").await, 0);
 }
 
 #[actix::test]

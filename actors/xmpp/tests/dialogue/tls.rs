@@ -170,8 +170,8 @@ async fn a_stream_without_tls_on_the_port_for_it_is_no_stream() {
     let mut peer = Peer::new(TcpStream::connect(service.address_tls).await.unwrap());
     peer.send(&header("peer.test", "push.test")).await;
     peer.closed().await;
-    service.counted("streams_open", 0).await;
-    assert_eq!(service.count("streams_refused_total").await, 1);
+    service.counted("handshakes_failed_total", 1).await;
+    assert_eq!(service.count("streams_total").await, 0);
 }
 
 #[actix::test]

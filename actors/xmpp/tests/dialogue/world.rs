@@ -21,6 +21,7 @@ use testkit::Collector;
 use tokio::net::TcpListener;
 use xmpp::{
     Config, DomainConfig, HostOverride, Ingress, certificates, egress, gate, listener, outcomes,
+    porch,
 };
 
 /// A certificate with its key.
@@ -243,7 +244,8 @@ impl World {
                 egress: vec![egress.replies.clone()],
             },
         );
-        let listener = listener::start(&ingress, sockets, vec![gate.clone()]);
+        let porch = porch::start(&ingress, vec![gate.clone()]);
+        let listener = listener::start(&ingress, sockets, porch.clone());
         Service {
             address,
             address_tls,
@@ -251,6 +253,7 @@ impl World {
             outcomes: outcomes::start(&ingress),
             published,
             listener,
+            porch,
             gate,
             egress,
         }
@@ -327,6 +330,7 @@ pub(crate) struct Service {
     pub(crate) outcomes: outcomes::Handles,
     pub(crate) published: Collector<PublishBatch>,
     pub(crate) listener: listener::Handles,
+    pub(crate) porch: porch::Handles,
     pub(crate) gate: gate::Handles,
     pub(crate) egress: egress::Handles,
 }
@@ -345,6 +349,7 @@ impl Service {
         let mut counters = Vec::new();
         for probe in [
             &self.listener.probe,
+            &self.porch.probe,
             &self.gate.probe,
             &self.egress.probe,
             &self.certificates.probe,
