@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::alarm::Alarm;
 use crate::backoff::{self, Backoff};
-use crate::breaker::Admission;
+use crate::breaker::{Admission, Standing};
 use crate::connection::WORDS_MAX;
 use crate::ledger::{Ledger, count};
 use crate::provider_tokens::AGE_MIN;
@@ -169,8 +169,11 @@ impl Route {
                     .settle(PushOutcome::Rejected(Rejection::Unavailable));
                 continue;
             }
-            let proven = || push.was_accepted() || app.guard.is_proven(push.mark(), now);
-            match app.breaker.admits(&push.domain, proven, now) {
+            let standing = || match push.was_accepted() {
+                true => Standing::Proven,
+                false => app.guard.standing(push.mark(), now),
+            };
+            match app.breaker.admits(&push.domain, standing, now) {
                 Admission::Go => return Some(push),
                 Admission::Wait(until) if !self.draining.get() => waiting.pause(push, until),
                 Admission::Wait(_) | Admission::Refuse => push
