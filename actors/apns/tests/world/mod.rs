@@ -239,10 +239,11 @@ impl World {
         let subscriptions = Collector::start();
         let refused = Collector::start();
         let withdrawals = Collector::start();
-        let subscribe = if signer {
-            provider_tokens::start(&upstreams).subscribe
+        let (subscribe, refuse) = if signer {
+            let signer = provider_tokens::start(&upstreams);
+            (signer.subscribe, signer.refused)
         } else {
-            subscriptions.recipient()
+            (subscriptions.recipient(), refused.recipient())
         };
         let edges = pool::Edges {
             touch: touches.recipient(),
@@ -250,7 +251,7 @@ impl World {
             dead_pushes: dead_pushes.recipient(),
             journal: None,
             subscribe,
-            refused: refused.recipient(),
+            refused: refuse,
             withdrawals: withdrawals.recipient(),
         };
         Self {
