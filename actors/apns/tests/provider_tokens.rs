@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     clippy::indexing_slicing,
     reason = "tests fail by panicking"
 )]
@@ -185,6 +186,7 @@ async fn a_day_of_renewals() {
         "{} renewals in a day",
         ages.len()
     );
+    println!("{} tokens in a day, {ages:?} s apart", tokens.len());
     for age in ages {
         assert_eq!(age, 40 * 60);
     }
