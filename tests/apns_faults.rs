@@ -14,7 +14,7 @@
 )]
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,7 +35,7 @@ use tempfile::TempDir;
 use testkit::Collector;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{RwLock, oneshot};
 use tokio::time::{sleep, timeout};
 
 const TOPIC: &str = "org.example.demo";
@@ -94,6 +94,9 @@ impl Handler<DeadPushBatch> for Store {
         assert_eq!(lost, 0);
     }
 }
+
+/// Who compares times wants no other test beside it.
+static COMPARING: RwLock<()> = RwLock::const_new(());
 
 /// What differs between rigs.
 #[derive(Default)]
@@ -545,6 +548,7 @@ async fn row(fault: Fault, scale: Scale) -> String {
 
 #[actix_rt::test]
 async fn no_push_is_lost_whatever_apns_does() {
+    let _beside_others = COMPARING.read().await;
     let scale = Scale::of_this_run();
     let rows = Fault::ALL.map(|fault| actix_rt::spawn(row(fault, scale)));
     for row in rows {
@@ -553,7 +557,7 @@ async fn no_push_is_lost_whatever_apns_does() {
 }
 
 /// Pushes of the healthy app that wait for their answer at a time.
-const OUTSTANDING: u32 = 100;
+const OUTSTANDING: u32 = 40;
 
 /// What one round of the healthy app came to.
 struct Round {
@@ -612,12 +616,14 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// One app alone and beside another one whose key is refused, in turn. APNs answers after a tenth of a
+/// One app alone and beside another one whose key is refused, in pairs of short rounds that follow each other, either
+/// first: what else this machine does strikes both of a pair, or few pairs of many. APNs answers after a tenth of a
 /// second, as it may: what is compared is what the one app does to the other, not how fast this machine is.
 #[actix_rt::test]
 async fn a_broken_key_is_its_own_apps_trouble() {
-    const ROUNDS: u32 = 9;
-    const PUSHES: u32 = 1_000;
+    const PAIRS: u32 = 21;
+    const PUSHES: u32 = 240;
+    let _alone = COMPARING.write().await;
     let mut rig = Rig::start(Setting {
         with_broken: true,
         faults: Faults {
@@ -634,32 +640,34 @@ async fn a_broken_key_is_its_own_apps_trouble() {
     .await;
     // Connections open and prove themselves.
     rig.round(0, PUSHES, true).await;
-    let mut rounds: [Vec<Round>; 2] = Default::default();
-    for number in 0..2 * ROUNDS {
-        let with_broken = number % 2 == 1;
-        let round = rig
-            .round((number + 1) * 1_000_000, PUSHES, with_broken)
-            .await;
-        rounds[usize::from(with_broken)].push(round);
+    let before = rig.apple.control.counters().refused_total();
+    let mut ratios: [Vec<f64>; 2] = Default::default();
+    for pair in 1..=PAIRS {
+        let base = pair * 2_000_000;
+        let broken_first = pair % 2 == 1;
+        let first = rig.round(base, PUSHES, broken_first).await;
+        let second = rig.round(base + 1_000_000, PUSHES, !broken_first).await;
+        let (alone, beside) = match broken_first {
+            true => (second, first),
+            false => (first, second),
+        };
+        let [rates, tails] = &mut ratios;
+        rates.push(beside.per_second / alone.per_second);
+        tails.push(beside.p99.as_secs_f64() / alone.p99.as_secs_f64());
+        println!(
+            "healthy app alone {:.0} pushes/s, p99 {:.1} ms; beside a broken one {:.0} pushes/s, p99 {:.1} ms",
+            alone.per_second,
+            alone.p99.as_secs_f64() * 1e3,
+            beside.per_second,
+            beside.p99.as_secs_f64() * 1e3,
+        );
     }
-    let [alone, beside] = rounds.map(|rounds| {
-        let rate = rounds.iter().map(|round| round.per_second).collect();
-        let p99 = rounds
-            .iter()
-            .map(|round| round.p99.as_secs_f64() * 1e3)
-            .collect();
-        (median(rate), median(p99))
-    });
-    let ratios = (beside.0 / alone.0, beside.1 / alone.1);
-    println!(
-        "healthy app, medians of {ROUNDS} rounds: alone {:.0} pushes/s, p99 {:.1} ms; beside a broken one \
-         {:.0} pushes/s, p99 {:.1} ms; ratios {:.3} and {:.3}",
-        alone.0, alone.1, beside.0, beside.1, ratios.0, ratios.1,
-    );
-    assert!(ratios.0 >= 0.9, "throughput {ratios:?}");
-    assert!(ratios.1 <= 1.1, "p99 {ratios:?}");
+    let [rate, p99] = ratios.map(median);
+    println!("medians of the ratios of {PAIRS} pairs: {rate:.3} and {p99:.3}");
+    assert!(rate >= 0.9, "throughput {rate:.3}");
+    assert!(p99 <= 1.1, "p99 {p99:.3}");
     let refused = rig.apple.control.counters().refused_total();
-    assert!(refused > 0, "the broken app was never tried");
+    assert!(refused > before + 5, "the broken app was hardly tried");
     // The breaker stops it after the answers to what was in flight, and lets one try at a time after that.
     assert!(refused <= 512, "{refused} requests of the broken app");
     rig.finish().await;
@@ -770,6 +778,7 @@ async fn check_wrong_environment(config: Config, asked_max: u64) {
 
 #[actix_rt::test]
 async fn a_wrong_environment_costs_no_registration() {
+    let _beside_others = COMPARING.read().await;
     let one_by_fifty = Config {
         connections_per_pool_max: 1,
         streams_per_connection_max: 50,
@@ -785,6 +794,7 @@ async fn a_wrong_environment_costs_no_registration() {
 /// others does that keep anybody's push from its device, and APNs is hardly asked about it.
 #[actix_rt::test]
 async fn made_up_device_tokens_silence_nobody() {
+    let _beside_others = COMPARING.read().await;
     const MADE_UP: u32 = 45;
     const HONEST: u32 = 200;
     const ROUNDS: u32 = 20;
@@ -809,10 +819,11 @@ async fn made_up_device_tokens_silence_nobody() {
     rig.finish().await;
 }
 
-/// Owners who queue without end wait for each other and keep nobody waiting: neither is there no room left,
-/// nor do others wait for more than a turn of each.
+/// Owners who queue without end, be their device tokens good or made up, wait for each other and keep nobody waiting:
+/// neither is there no room left, nor do others wait for more than a turn of each.
 #[actix_rt::test]
 async fn greedy_owners_leave_turns_and_room_to_others() {
+    let _beside_others = COMPARING.read().await;
     const OWNERS: u32 = 10;
     const ROUNDS: u32 = 30;
     const EACH: u32 = 10;
@@ -829,22 +840,24 @@ async fn greedy_owners_leave_turns_and_room_to_others() {
     .await;
     let control = rig.apple.control.clone();
     control.set_default_verdict(Verdict::refuse(Reason::BadDeviceToken));
-    for number in HONEST {
+    let each = |owner| owner * 1_000..owner * 1_000 + ROUNDS * EACH;
+    for number in HONEST.chain((0..OWNERS / 2).flat_map(each)) {
         control.set_verdict(&device(number), Verdict::Accept);
     }
     rig.deliver("demo", HONEST);
     rig.outcomes(20).await;
+    let honest: HashSet<DeviceToken> = HONEST.map(device).collect();
     let mut judged = control.watch(1 << 14);
     for round in 0..ROUNDS {
         for owner in 0..OWNERS {
-            let names = format!("{round}.evil{owner}.test");
-            let first = owner * 1_000 + round * EACH;
+            let names = format!("{round}.greedy{owner}.test");
+            let first = each(owner).start + round * EACH;
             rig.deliver_for(&names, "demo", first..first + EACH);
         }
     }
     rig.deliver("demo", HONEST);
-    let made_up = OWNERS * ROUNDS * EACH;
-    let told = rig.outcomes(made_up + 20).await;
+    let greedy = OWNERS * ROUNDS * EACH;
+    let told = rig.outcomes(greedy + 20).await;
     for number in HONEST {
         assert_eq!(told[&number], PushOutcome::Accepted, "device {number}");
     }
@@ -854,9 +867,10 @@ async fn greedy_owners_leave_turns_and_room_to_others() {
     let mut served = 0;
     while served < 20 {
         asked += 1;
-        served += u32::from(judged.try_recv().unwrap().verdict == Verdict::Accept);
+        let device = judged.try_recv().unwrap().device_token.unwrap();
+        served += u32::from(honest.contains(&device));
     }
-    println!("{turned_away} of {made_up} had no room; 20 others were served by {asked} requests");
+    println!("{turned_away} of {greedy} had no room; 20 others were served by {asked} requests");
     // A turn of each owner before each, and what was sent before they came.
     let turns = (OWNERS + 1) * 20;
     assert!(asked <= turns + OWNERS, "{asked} requests");
@@ -866,6 +880,7 @@ async fn greedy_owners_leave_turns_and_room_to_others() {
 
 #[actix_rt::test]
 async fn a_clock_that_is_wrong_is_named_with_its_fault() {
+    let _beside_others = COMPARING.read().await;
     let (log, logging) = Log::start();
     let mut rig = Rig::start(Setting {
         with_broken: true,
@@ -893,6 +908,7 @@ async fn a_clock_that_is_wrong_is_named_with_its_fault() {
 
 #[actix_rt::test]
 async fn a_client_certificate_does_instead_of_a_key() {
+    let _beside_others = COMPARING.read().await;
     let mut rig = Rig::start(Setting {
         by_certificate: true,
         ..Setting::default()
@@ -942,6 +958,7 @@ async fn proxy() -> (SocketAddr, Arc<AtomicU64>, Arc<AtomicU64>) {
 
 #[actix_rt::test]
 async fn all_goes_through_the_proxy() {
+    let _beside_others = COMPARING.read().await;
     let (address, tunnels, carried) = proxy().await;
     let mut rig = Rig::start(Setting {
         proxy: Some(address),

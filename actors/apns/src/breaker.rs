@@ -15,11 +15,15 @@ const REFUSALS_MAX: u32 = 3;
 /// The first pause; each try that follows makes the next one twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
-/// The longest pause between the tries of one owner for an app in doubt.
+/// The longest pause between the tries of one owner for an app in doubt, where few owners try.
 const DOUBT_MAX: Duration = Duration::from_secs(4);
 
-/// So many owners may try in one such pause. Where there are more each has its turn in so many pauses that there is
-/// one left for the next: whoever has many names shall not keep the others waiting.
+/// Owners that have not tried yet do so in turn, this far apart: with forty of them, nearly all strangers, the
+/// last one has its try within three seconds.
+const TURN: Duration = Duration::from_micros(62_500);
+
+/// So many owners may try in one pause. Where there are more each has its next try after so many pauses: whoever
+/// has many names shall not have APNs asked more for it.
 const OWNERS_PER_PAUSE: u32 = 16;
 
 /// Who has not tried for so long although it might have is not counted among them any more.
@@ -29,13 +33,15 @@ const ABSENCE_MAX: Duration = Duration::from_secs(30);
 /// shall learn what is wrong, and not that it will be sent.
 const PATIENCE: u32 = 3;
 
-/// So many pushes of one family may wait in a pause, and so many in all: the queue is of all apps that share a
-/// key.
-const FAMILY_WAITS_MAX: u32 = 256;
-const WAITS_MAX: u32 = 1_024;
+/// So many pushes may wait for their try, since the queue is of all apps that share a key: divided among the
+/// owners, so that none is without.
+const WAITS_MAX: usize = 2_048;
 
-/// Of so many families it is known when they have tried; those above come last.
-const FAMILIES_MAX: usize = 1_024;
+/// What one of them has of it at most, and at least.
+const SHARE: (usize, usize) = (4, 256);
+
+/// Of so many owners it is known when they try; those above come last.
+const OWNERS_MAX: usize = 1_024;
 
 /// Closed: everything passes. Open: nothing does for a while, then one push at a time may try. Shared by
 /// all lanes.
@@ -54,21 +60,21 @@ struct State {
 
 struct Open {
     cause: Cause,
+    /// When the next push tries, or in doubt the next owner that has not tried yet.
     retry_at: Instant,
     pause: Duration,
     tries: u32,
-    tried: HashMap<Family, Tried>,
-    /// How many wait in this pause, of each family and in all.
-    waits: HashMap<Family, u32>,
-    waiting: u32,
-    waits_until: Instant,
+    owners: HashMap<Family, Owner>,
 }
 
 /// What one owner's pushes have tried.
 #[derive(Clone, Copy)]
-struct Tried {
+struct Owner {
     times: u32,
-    again_at: Instant,
+    /// When the next of them tries, in doubt.
+    due: Instant,
+    /// How many wait for the next try.
+    waits: usize,
 }
 
 /// Why an app is stopped.
@@ -92,6 +98,17 @@ impl From<&Domain> for Family {
     }
 }
 
+/// What APNs has said of a device token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It took it.
+    Proven,
+    /// Nothing.
+    Untried,
+    /// That it is bad, a short while ago: there is nothing to be learned from it.
+    Bad,
+}
+
 /// What becomes of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
@@ -104,74 +121,116 @@ pub(crate) enum Admission {
 }
 
 impl Open {
+    fn new(cause: Cause, pause_max: Duration, now: Instant) -> Self {
+        let first = PAUSE_MIN.min(pause_max);
+        Self {
+            cause,
+            retry_at: now + first,
+            pause: (first * 2).min(pause_max),
+            tries: 0,
+            owners: HashMap::new(),
+        }
+    }
+
+    fn turn_to(&mut self, cause: Cause, retry_at: Instant) {
+        self.cause = cause;
+        self.retry_at = retry_at;
+        self.owners.clear();
+    }
+
     /// For an app that APNs refuses: one push tries per pause, whosever it is.
     fn admit(&mut self, family: Family, now: Instant, pause_max: Duration) -> Admission {
         if now >= self.retry_at {
             self.retry_at = now + self.pause;
             self.pause = (self.pause * 2).min(pause_max);
             self.tries = self.tries.saturating_add(1);
+            self.owners.clear();
             return Admission::Go;
         }
-        self.hold(family, self.tries < PATIENCE, self.retry_at, now)
+        let due = self.retry_at;
+        if self.tries >= PATIENCE || !self.knows(family, due, now) {
+            return Admission::Refuse;
+        }
+        self.hold(family, due, self.pause.min(DOUBT_MAX))
     }
 
-    /// For an app in doubt: one push of each owner tries per pause. Whoever fills the queue with made-up tokens
-    /// gets no more of them than anybody else.
+    /// For an app in doubt: each owner tries by itself, one push at a time, and those that have not tried yet
+    /// before others do again. Whoever fills the queue with made-up tokens, under however many names, keeps
+    /// nobody from his first tries.
     fn admit_doubted(&mut self, family: Family, now: Instant, pause_max: Duration) -> Admission {
-        let longest = pause_max.min(DOUBT_MAX);
-        let pause = self.pause.min(longest);
-        let known = self.tried.get(&family).copied();
-        if known.is_none() && self.tried.len() >= FAMILIES_MAX {
-            self.tried.retain(|_, tried| tried.again_at > now);
-        }
-        let has_place = known.is_some() || self.tried.len() < FAMILIES_MAX;
-        let due = match known {
-            Some(tried) => tried.again_at.max(self.retry_at),
-            None if has_place => self.retry_at,
-            None => self.retry_at + pause,
-        };
-        let times = known.map_or(0, |known| known.times);
-        if now >= due {
-            self.retry_at = now + pause / OWNERS_PER_PAUSE;
-            self.pause = self.pause.max((pause * 2).min(longest));
-            self.tries = self.tries.saturating_add(1);
-            if has_place {
-                self.tried
-                    .retain(|_, tried| tried.again_at + ABSENCE_MAX > now);
-                let owners = u32::try_from(self.tried.len()).unwrap_or(u32::MAX);
-                let tried = Tried {
-                    times: times.saturating_add(1),
-                    again_at: now + pause * (owners / OWNERS_PER_PAUSE + 1),
-                };
-                self.tried.insert(family, tried);
+        if !self.owners.contains_key(&family) {
+            let due = self.retry_at.max(now);
+            if self.knows(family, due, now) {
+                self.retry_at = due + TURN;
+            } else if now >= self.retry_at {
+                self.retry_at = now + TURN;
+                return Admission::Go;
             }
-            return Admission::Go;
         }
-        self.hold(family, times < PATIENCE, due, now)
+        let Some(owner) = self.owners.get_mut(&family) else {
+            return Admission::Refuse;
+        };
+        if now < owner.due {
+            return match owner.times < PATIENCE {
+                true => {
+                    let due = owner.due;
+                    self.hold(family, due, PAUSE_MIN)
+                }
+                false => Admission::Refuse,
+            };
+        }
+        let growth = 1 << owner.times.min(16);
+        let longest = pause_max.min(DOUBT_MAX);
+        let pause = PAUSE_MIN.saturating_mul(growth).min(longest);
+        owner.times = owner.times.saturating_add(1);
+        owner.waits = 0;
+        self.forget_absent(now);
+        let owners = u32::try_from(self.owners.len()).unwrap_or(u32::MAX);
+        if let Some(owner) = self.owners.get_mut(&family) {
+            owner.due = now + pause * (owners / OWNERS_PER_PAUSE + 1);
+        }
+        Admission::Go
     }
 
-    fn hold(&mut self, family: Family, waits: bool, due: Instant, now: Instant) -> Admission {
-        match waits && self.has_room(family, now) {
+    /// Whether there is a place for what an owner tries; makes it, for a first try when it is `due`.
+    fn knows(&mut self, family: Family, due: Instant, now: Instant) -> bool {
+        if self.owners.contains_key(&family) {
+            return true;
+        }
+        if self.owners.len() >= OWNERS_MAX {
+            self.forget_absent(now);
+        }
+        let has_place = self.owners.len() < OWNERS_MAX;
+        if has_place {
+            let owner = Owner {
+                times: 0,
+                due,
+                waits: 0,
+            };
+            self.owners.insert(family, owner);
+        }
+        has_place
+    }
+
+    fn forget_absent(&mut self, now: Instant) {
+        self.owners.retain(|_, owner| owner.due + ABSENCE_MAX > now);
+    }
+
+    /// One more waits for the next try, if its owner's share allows.
+    fn hold(&mut self, family: Family, due: Instant, spread: Duration) -> Admission {
+        let share = WAITS_MAX / self.owners.len().max(1);
+        let Some(owner) = self.owners.get_mut(&family) else {
+            return Admission::Refuse;
+        };
+        if owner.waits >= share.clamp(SHARE.0, SHARE.1) {
+            return Admission::Refuse;
+        }
+        owner.waits += 1;
+        match owner.waits {
+            1 => Admission::Wait(due),
             // Not all of them at the same time.
-            true => Admission::Wait(due + self.pause.min(DOUBT_MAX).mul_f64(fastrand::f64())),
-            false => Admission::Refuse,
+            _ => Admission::Wait(due + spread.mul_f64(fastrand::f64())),
         }
-    }
-
-    /// Whether one more may wait; counts it.
-    fn has_room(&mut self, family: Family, now: Instant) -> bool {
-        if now >= self.waits_until {
-            self.waits.clear();
-            self.waiting = 0;
-            self.waits_until = now + self.pause;
-        }
-        let waits = self.waits.get(&family).copied().unwrap_or_default();
-        let room = self.waiting < WAITS_MAX && waits < FAMILY_WAITS_MAX;
-        if room {
-            self.waits.insert(family, waits + 1);
-            self.waiting += 1;
-        }
-        room
     }
 }
 
@@ -185,12 +244,11 @@ impl Breaker {
         }
     }
 
-    /// Whether a push from a server may be sent now. `proven` says whether APNs has taken its device token
-    /// before.
+    /// Whether a push from a server may be sent now, by how its device token stands.
     pub(crate) fn admits(
         &self,
         domain: &Domain,
-        proven: impl FnOnce() -> bool,
+        standing: impl FnOnce() -> Standing,
         now: Instant,
     ) -> Admission {
         if !self.touched.load(Ordering::Relaxed) {
@@ -201,10 +259,14 @@ impl Breaker {
             return Admission::Go;
         };
         let family = Family::from(domain);
-        match open.cause {
-            Cause::Refused => open.admit(family, now, self.pause_max),
-            Cause::Doubted if proven() => Admission::Go,
-            Cause::Doubted => open.admit_doubted(family, now, self.pause_max),
+        if open.cause == Cause::Refused {
+            return open.admit(family, now, self.pause_max);
+        }
+        match standing() {
+            Standing::Proven => Admission::Go,
+            Standing::Untried => open.admit_doubted(family, now, self.pause_max),
+            // It would take the try of another one of the same owner.
+            Standing::Bad => Admission::Refuse,
         }
     }
 
@@ -237,8 +299,7 @@ impl Breaker {
         if let Some(open) = &mut state.open
             && open.cause == Cause::Refused
         {
-            open.cause = Cause::Doubted;
-            open.retry_at = now;
+            open.turn_to(Cause::Doubted, now);
         }
     }
 
@@ -255,23 +316,10 @@ impl Breaker {
     fn open(&self, state: &mut State, cause: Cause, now: Instant) {
         match &mut state.open {
             Some(open) if cause == Cause::Refused && open.cause == Cause::Doubted => {
-                open.cause = cause;
-                open.retry_at = now + open.pause;
+                open.turn_to(cause, now + open.pause);
             }
             Some(_) => {}
-            None => {
-                let first = PAUSE_MIN.min(self.pause_max);
-                state.open = Some(Open {
-                    cause,
-                    retry_at: now + first,
-                    pause: (first * 2).min(self.pause_max),
-                    tries: 0,
-                    tried: HashMap::new(),
-                    waits: HashMap::new(),
-                    waiting: 0,
-                    waits_until: now + first,
-                });
-            }
+            None => state.open = Some(Open::new(cause, self.pause_max, now)),
         }
     }
 
@@ -302,8 +350,15 @@ mod tests {
         }
 
         fn asks(&self, domain: &str, proven: bool, millis: u64) -> Admission {
-            let domain = Domain::new(domain);
-            self.breaker.admits(&domain, || proven, self.at(millis))
+            let standing = match proven {
+                true => Standing::Proven,
+                false => Standing::Untried,
+            };
+            self.asks_as(&Domain::new(domain), standing, millis)
+        }
+
+        fn asks_as(&self, domain: &Domain, standing: Standing, millis: u64) -> Admission {
+            self.breaker.admits(domain, || standing, self.at(millis))
         }
 
         #[track_caller]
@@ -386,19 +441,24 @@ mod tests {
     fn who_has_tried_waits_for_a_pause_and_others_do_not() {
         let f = Fixture::new();
         f.breaker.doubted(f.at(0));
-        f.waits("evil.test", 499);
+        f.is("evil.test", 400, Wait(f.at(500)));
+        f.waits("more.evil.test", 400);
         f.is("evil.test", 500, Go);
         f.waits("more.evil.test", 600);
-        f.waits("chat.good.test", 561);
-        f.is("chat.good.test", 563, Go);
-        f.waits("evil.test", 1_499);
-        f.is("more.evil.test", 1_500, Go);
-        f.is("evil.test", 5_500, Go);
+        f.is("chat.good.test", 600, Go);
+        f.is("other.org", 600, Wait(f.at(600) + TURN));
+        f.is("evil.test", 1_000, Go);
+        f.waits("evil.test", 1_999);
+        f.is("more.evil.test", 2_000, Go);
         // By now it is certain for this one.
-        f.is("evil.test", 5_501, Refuse);
-        f.waits("other.org", 5_501);
+        f.is("evil.test", 2_001, Refuse);
+        f.is("other.org", 2_001, Go);
+        f.is("evil.test", 3_999, Refuse);
+        f.is("evil.test", 4_000, Go);
+        f.is("evil.test", 7_999, Refuse);
+        f.is("evil.test", 8_000, Go);
         f.breaker.close();
-        f.is("evil.test", 5_501, Go);
+        f.is("evil.test", 8_001, Go);
     }
 
     #[test]
@@ -412,6 +472,17 @@ mod tests {
             f.breaker.refused(f.at(0));
         }
         assert!(matches!(f.asks("a.test", true, 0), Wait(_)));
+    }
+
+    #[test]
+    fn a_device_token_that_was_called_bad_takes_no_try() {
+        let f = Fixture::new();
+        let domain = Domain::new("a.test");
+        f.breaker.doubted(f.at(0));
+        assert_eq!(f.asks_as(&domain, Standing::Bad, 600), Refuse);
+        f.is("a.test", 600, Go);
+        f.breaker.close();
+        assert_eq!(f.asks_as(&domain, Standing::Bad, 600), Go);
     }
 
     /// Who floods has each try while the key is refused, and none of them succeeds.
@@ -450,48 +521,103 @@ mod tests {
         assert!(asked < 40, "{asked}");
     }
 
-    /// However many names there are that push what somebody made up, and however much.
-    #[test]
-    fn one_more_name_is_soon_admitted() {
+    /// An owner comes with one push so long after so many others, whose pushes never end. Returns how long it is
+    /// kept waiting, and how often the others had APNs asked in half a minute.
+    fn held_back_by(names: u32, after: u64) -> (u64, u32) {
         let f = Fixture::new();
         f.breaker.doubted(f.at(0));
+        let names: Vec<Domain> = (0..names)
+            .map(|name| Domain::new(&format!("chat.evil{name}.test")))
+            .collect();
         let mut tries = 0;
-        let first = (0..60_000).find(|millis| {
-            for name in 0..40 {
-                let admission = f.asks(&format!("evil{name}.test"), false, *millis);
+        let mut asks_at = f.at(after);
+        let mut admitted = None;
+        for millis in (0..30_000).step_by(50) {
+            for name in &names {
+                let admission = f.asks_as(name, Standing::Untried, millis);
                 tries += u32::from(admission == Go);
             }
-            *millis > 20_000 && f.asks("good.org", false, *millis) == Go
-        });
-        assert!(first.is_some_and(|millis| millis < 25_000), "{first:?}");
-        assert!(tries < 100, "{tries}");
+            if admitted.is_none() && f.at(millis) >= asks_at {
+                match f.asks("good.org", false, millis) {
+                    Go => admitted = Some(millis - after),
+                    Wait(until) => asks_at = until,
+                    Refuse => panic!("not tried"),
+                }
+            }
+        }
+        (admitted.unwrap(), tries)
+    }
+
+    /// However many names there are that push what somebody made up, and however much.
+    #[test]
+    fn one_more_owner_is_soon_admitted() {
+        for (names, after, longest, tries_max) in [
+            (1, 0, 600, 20),
+            (40, 0, 3_100, 320),
+            (40, 10_000, 0, 320),
+            (40, 20_000, 0, 320),
+            // For twelve seconds there are some that come for the first time.
+            (200, 5_000, 8_100, 900),
+            (200, 20_000, 0, 900),
+        ] {
+            let (waited, tries) = held_back_by(names, after);
+            assert!(
+                waited <= longest,
+                "{names} names, after {after} ms: {waited} ms"
+            );
+            assert!(tries <= tries_max, "{names} names: {tries} tries");
+        }
     }
 
     #[test]
     fn names_without_end_take_no_room_without_end() {
         let f = Fixture::new();
         f.breaker.doubted(f.at(0));
+        let owners = || {
+            f.breaker
+                .state()
+                .open
+                .as_ref()
+                .map(|open| open.owners.len())
+        };
         for round in 1..10_000 {
-            f.asks(&format!("evil{round}.test"), false, round * 250);
+            f.asks(&format!("evil{round}.test"), false, round);
+            assert!(owners().is_some_and(|owners| owners <= OWNERS_MAX));
         }
-        let known = f.breaker.state().open.as_ref().map(|open| open.tried.len());
-        assert!(
-            known.is_some_and(|known| known <= FAMILIES_MAX),
-            "{known:?}"
-        );
-        f.is("good.org", 2_500_000, Go);
+        assert_eq!(owners(), Some(OWNERS_MAX));
+        // Once all of these have had their turn there is one for who has no place.
+        f.is("good.org", 70_000, Go);
+        for _ in 0..REFUSALS_MAX {
+            f.breaker.refused(f.at(70_000));
+        }
+        for round in 1..10_000 {
+            f.asks(&format!("evil{round}.test"), false, 70_000);
+            assert!(owners().is_some_and(|owners| owners <= OWNERS_MAX));
+        }
+    }
+
+    /// How many pushes of each of so many owners may wait for a try.
+    fn waiting(f: &Fixture, owners: u32) -> Vec<usize> {
+        let waiting = |name: u32| {
+            let domain = Domain::new(&format!("chat.{name}.test"));
+            let asked = (0..300).map(|_| f.asks_as(&domain, Standing::Untried, 0));
+            asked.filter(|asked| matches!(asked, Wait(_))).count()
+        };
+        (0..owners).map(waiting).collect()
     }
 
     #[test]
-    fn few_wait() {
+    fn few_wait_and_none_is_without() {
         let f = Fixture::new();
         f.breaker.doubted(f.at(0));
-        let waiting = |name: &str| {
-            let asked = (0..5_000).map(|_| f.asks(name, false, 0));
-            asked.filter(|asked| matches!(asked, Wait(_))).count()
-        };
-        assert_eq!(waiting("a.test"), FAMILY_WAITS_MAX as usize);
-        let all: usize = (0..10).map(|n| waiting(&format!("{n}.test"))).sum();
-        assert_eq!(all, (WAITS_MAX - FAMILY_WAITS_MAX) as usize);
+        let doubted = waiting(&f, 1_024);
+        let f = Fixture::new();
+        for _ in 0..REFUSALS_MAX {
+            f.breaker.refused(f.at(0));
+        }
+        assert_eq!(waiting(&f, 1_024), doubted);
+        assert_eq!((doubted[0], doubted[40], doubted[1_023]), (256, 49, 4));
+        let all: usize = doubted.iter().sum();
+        assert!(all <= 13_000, "{all}");
     }
 }

@@ -227,9 +227,9 @@ impl Driver {
                     self.answered += 1;
                     self.accepted += usize::from(reply.status == 200);
                     route.answered(self.answered);
+                    route.token_proven(issued_at);
                 }
-                let wedged = self.expired.is_some_and(|expired| expired != issued_at);
-                match route.conclude(push, reply, issued_at, wedged, now) {
+                match route.conclude(push, reply, issued_at, self.expired, now) {
                     Fate::Keep => {}
                     Fate::Retire => self.retire("APNs asked for another connection"),
                     Fate::Wedged => {

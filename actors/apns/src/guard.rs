@@ -13,6 +13,7 @@ use std::time::Duration;
 use messages::{DeviceToken, RegistrationKey};
 use tokio::time::Instant;
 
+use crate::breaker::Standing;
 use crate::lately::Lately;
 
 /// So many suspicious verdicts in a row, and no success for long: the configuration is wrong.
@@ -83,7 +84,11 @@ struct Suspect {
 impl Suspect {
     /// APNs has said it twice, a short while ago: it would say the same.
     fn is_suspended(&self, now: Instant) -> bool {
-        self.times > 1 && now.saturating_duration_since(self.last) < SUSPENSION
+        self.times > 1 && self.is_recent(now)
+    }
+
+    fn is_recent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) < SUSPENSION
     }
 }
 
@@ -183,9 +188,18 @@ impl TokenGuard {
         }
     }
 
-    /// Whether APNs has taken a device token before.
-    pub(crate) fn is_proven(&self, mark: Mark, now: Instant) -> bool {
-        self.with_current(now, |window| window.proven.get(mark.0).is_some())
+    /// What APNs has said of a device token.
+    pub(crate) fn standing(&self, mark: Mark, now: Instant) -> Standing {
+        self.with_current(now, |window| {
+            let suspect = window.suspects.get(mark.0);
+            if window.proven.get(mark.0).is_some() {
+                Standing::Proven
+            } else if suspect.is_some_and(|suspect| suspect.is_recent(now)) {
+                Standing::Bad
+            } else {
+                Standing::Untried
+            }
+        })
     }
 
     fn with_current<T>(&self, now: Instant, act: impl FnOnce(&mut Window) -> T) -> T {
@@ -307,7 +321,8 @@ mod tests {
         for number in 100..200 {
             guard.accepted(Mark(number), at(0));
         }
-        assert!(guard.is_proven(old, at(0)) && !guard.is_proven(new, at(0)));
+        assert_eq!(guard.standing(old, at(0)), Standing::Proven);
+        assert_eq!(guard.standing(new, at(0)), Standing::Untried);
         let suspends = |mark, second| guard.suspends(|| mark, at(second));
         assert_eq!(guard.suspect(new, false, at(1)), Suspicion::Token);
         assert_eq!(guard.suspect(Mark(3), true, at(1)), Suspicion::Unsure);
@@ -316,6 +331,9 @@ mod tests {
         assert_eq!(guard.suspect(old, false, at(2)), Suspicion::Unsure);
         assert!(suspends(old, 2) && suspends(old, 301) && !suspends(old, 302));
         assert_eq!(guard.suspect(old, false, at(302)), Suspicion::Token);
+        assert_eq!(guard.standing(old, at(302)), Standing::Proven);
+        assert_eq!(guard.standing(new, at(300)), Standing::Bad);
+        assert_eq!(guard.standing(new, at(301)), Standing::Untried);
         guard.accepted(old, at(303));
         assert!(!suspends(old, 303), "it lives");
         assert_eq!(guard.suspect(old, false, at(304)), Suspicion::Unsure);

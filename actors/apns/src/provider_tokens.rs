@@ -253,6 +253,21 @@ impl Issuer {
         issue
     }
 
+    /// Hands the token of `issued_at` out once more where it may not be replaced yet: who had it refused waits to
+    /// hear whether it has to do.
+    fn insist(&mut self, issued_at: UnixSeconds, now: UnixSeconds, slot: u64) {
+        if self.due(now, slot) {
+            return;
+        }
+        if let Some(last) = &self.last
+            && last.token.issued_at == issued_at
+        {
+            let token = &last.token;
+            self.subscribers
+                .retain(|subscriber| subscriber.try_send(token.clone()).is_ok());
+        }
+    }
+
     fn hand_out(&mut self, kept: Kept, issue: Issue, now: UnixSeconds) {
         let token = UseProviderToken {
             key: self.key.id().clone(),
@@ -416,6 +431,11 @@ impl Handler<ProviderTokenRefused> for ProviderTokens {
             issuer.refused = true;
         }
         self.renew(ctx);
+        if let Some(issuer) = self.issuers.get_mut(&message.key)
+            && !self.stopped
+        {
+            issuer.insist(message.issued_at, self.clock.now(), self.slot);
+        }
     }
 }
 

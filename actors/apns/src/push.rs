@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use messages::{
     Acceptance, Change, Content, DeviceToken, Domain, PushOutcome, RegistrationKey, Rejection,
-    Withdrawal,
+    UnixSeconds, Withdrawal,
 };
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -55,8 +55,8 @@ pub(crate) struct Tries {
     pub(crate) pauses: u32,
     /// Times it was sent again although it was perhaps processed.
     pub(crate) resent: u8,
-    /// Sent again with a newer provider token.
-    pub(crate) reauthorized: bool,
+    /// The provider token that was called expired when it was sent, by its `iat`, and how often.
+    pub(crate) expired: Option<(UnixSeconds, u8)>,
     /// Sent again although its app's configuration was refused.
     pub(crate) refused: bool,
     /// Sent again on a connection of its own key.

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::alarm::Alarm;
 use crate::backoff::{self, Backoff};
-use crate::breaker::Admission;
+use crate::breaker::{Admission, Standing};
 use crate::connection::WORDS_MAX;
 use crate::ledger::{Ledger, count};
 use crate::provider_tokens::AGE_MIN;
@@ -45,6 +45,9 @@ const EXPIRY_CHECK: Duration = Duration::from_secs(1);
 /// How long before its end a push is tried once more that had to wait for longer.
 const LAST_TRY: Duration = Duration::from_secs(5);
 
+/// So many connections in a row that call the provider token expired are the rule. One may be wrong.
+const EXPIRATIONS_MAX: u32 = 3;
+
 /// What the routes of one lane share.
 pub(crate) struct Lane {
     pub(crate) upstreams: Upstreams,
@@ -66,6 +69,8 @@ pub(crate) struct Route {
     token: RefCell<Option<Token>>,
     /// The token was called expired: it is not used before, unless a newer one comes.
     token_held_until: Cell<Option<Instant>>,
+    /// How many connections have called it expired since it was last taken.
+    expirations: Cell<u32>,
     /// Since when APNs has called the token one too many, and taken none.
     one_too_many: Cell<Option<Instant>>,
     expiry_due: Cell<Instant>,
@@ -135,6 +140,7 @@ impl Route {
             unwelcome: RefCell::new(unwelcome),
             token: RefCell::new(token),
             token_held_until: Cell::default(),
+            expirations: Cell::default(),
             one_too_many: Cell::default(),
             expiry_due: Cell::new(now + EXPIRY_CHECK),
             draining: Cell::default(),
@@ -169,8 +175,11 @@ impl Route {
                     .settle(PushOutcome::Rejected(Rejection::Unavailable));
                 continue;
             }
-            let proven = || push.was_accepted() || app.guard.is_proven(push.mark(), now);
-            match app.breaker.admits(&push.domain, proven, now) {
+            let standing = || match push.was_accepted() {
+                true => Standing::Proven,
+                false => app.guard.standing(push.mark(), now),
+            };
+            match app.breaker.admits(&push.domain, standing, now) {
                 Admission::Go => return Some(push),
                 Admission::Wait(until) if !self.draining.get() => waiting.pause(push, until),
                 Admission::Wait(_) | Admission::Refuse => push
@@ -188,7 +197,8 @@ impl Route {
         self.token.borrow().clone()
     }
 
-    /// Uses a fresh provider token from now on; pushes that waited for it go again.
+    /// Uses a fresh provider token from now on; pushes that waited for it go again. They do so too when it is the
+    /// one that there was: there is no newer one, and unless all connections refuse it, it has to do.
     pub(crate) fn use_token(self: &Rc<Self>, message: &UseProviderToken, now: Instant) {
         let Ok(authorization) = request::authorization(&message.bearer) else {
             tracing::error!(key = ?message.key, "a provider token is no header value");
@@ -210,10 +220,18 @@ impl Route {
                 issued_at: message.issued_at,
                 generation,
             });
-            self.token_held_until.set(None);
-            self.waiting.borrow_mut().unpark();
+            self.expirations.set(0);
+            self.release();
+        } else if self.expirations.get() < EXPIRATIONS_MAX {
+            self.release();
         }
         self.dispatch(now);
+    }
+
+    fn release(&self) {
+        if self.token_held_until.take().is_some() {
+            self.waiting.borrow_mut().unpark();
+        }
     }
 
     /// The connections there are take no more pushes, and end when all is answered.
@@ -234,25 +252,19 @@ impl Route {
             .any(|link| !Rc::ptr_eq(link, one) && link.phase.get() == Phase::Ready)
     }
 
-    /// A push was refused because the provider token of `issued_at` is too old: it waits for a newer one.
-    pub(crate) fn park(&self, mut push: Push, issued_at: UnixSeconds, now: Instant) {
-        push.tries.reauthorized = true;
-        let replaced = self
-            .token
-            .borrow()
-            .as_ref()
-            .is_some_and(|token| token.issued_at != issued_at);
-        let mut waiting = self.waiting.borrow_mut();
-        if replaced {
-            waiting.repeat(push);
+    /// A connection called the provider token of `issued_at` too old, as it had not before. Until it is known
+    /// whether there is a newer one nothing is sent.
+    pub(crate) fn token_expired(&self, issued_at: UnixSeconds, now: Instant) {
+        if self.has_replaced(issued_at) {
             return;
         }
-        waiting.park(push);
+        self.expirations.set(self.expirations.get() + 1);
         if self.token(now).is_none() {
             return;
         }
-        // A new token may be up to 20 minutes away. Now and then the old one is tried again, for the case
-        // that the fault was not ours.
+        // The signer answers by a newer one, or by the same if there may be none yet: for up to 20 minutes. A
+        // token that all connections refuse is tried again now and then, for the case that the fault was not
+        // ours.
         self.token_held_until
             .set(Some(now + self.lane.upstreams.config().backoff().1));
         let Some(key) = &self.upstream.key else {
@@ -264,6 +276,30 @@ impl Route {
         };
         if self.lane.refused.try_send(refused).is_err() {
             count(&self.lane.ledger.counters.messages_lost);
+        }
+    }
+
+    /// Sends a push again whose provider token was too old, now or as soon as there is one to use.
+    pub(crate) fn park(&self, push: Push, now: Instant) {
+        let mut waiting = self.waiting.borrow_mut();
+        match self.token(now) {
+            Some(_) => waiting.repeat(push),
+            None => waiting.park(push),
+        }
+    }
+
+    fn has_replaced(&self, issued_at: UnixSeconds) -> bool {
+        let token = self.token.borrow();
+        token
+            .as_ref()
+            .is_some_and(|token| token.issued_at != issued_at)
+    }
+
+    /// APNs has looked at a push with the token of `issued_at`: whoever calls it expired is wrong.
+    pub(crate) fn token_proven(&self, issued_at: UnixSeconds) {
+        if self.expirations.get() > 0 && !self.has_replaced(issued_at) {
+            self.expirations.set(0);
+            self.release();
         }
     }
 
@@ -430,9 +466,7 @@ impl Route {
             .get()
             .is_some_and(|until| now >= until)
         {
-            // What waits for a newer token tries this one once more: the refusal may have been a whim.
-            self.token_held_until.set(None);
-            self.waiting.borrow_mut().unpark();
+            self.release();
         }
         if now >= self.expiry_due.get() {
             self.expiry_due.set(now + EXPIRY_CHECK);

@@ -7,9 +7,19 @@ use slab::Slab;
 
 use crate::breaker::Family;
 
-/// So many turns an owner lets pass, if others wait, after APNs has called a device token of it bad: APNs
-/// takes many of them for an attack and ends the connection, so each of them costs everybody something.
+/// So many turns an owner lets pass, if others wait, for each device token that APNs calls bad, when all of its
+/// are: APNs takes many of them for an attack and ends the connection, so each of them costs everybody something.
 const PRICE: u32 = 8;
+
+/// The whole of what an owner sends.
+const WHOLE: u32 = 1_024;
+
+/// Of that APNs may call so much bad for nothing: some devices are gone, and some builds are of the other
+/// environment.
+const FREE: u32 = WHOLE / 8;
+
+/// The share of bad device tokens is that of about so many pushes.
+const MEMORY: u32 = 16;
 
 /// The places of the pushes that could be sent now, in the order in which they go. A push is named by its
 /// slot, and each slot is in here once at most.
@@ -37,8 +47,10 @@ struct Owner {
     /// Its pushes that wait, here or elsewhere.
     seats: usize,
     in_round: bool,
-    /// Turns that it lets pass.
+    /// Turns that it lets pass, each as a whole.
     debt: u32,
+    /// How much of what it sends APNs calls bad.
+    bad: u32,
     /// Sent before, by age: they go before what was never sent, and the oldest first, so that a peer that
     /// keeps leaving loses none of them time and again.
     repeats: BTreeMap<u64, usize>,
@@ -68,10 +80,21 @@ impl Owner {
     }
 
     fn take(&mut self, links: &mut [Link]) -> Option<usize> {
-        match self.repeats.pop_first() {
+        let taken = match self.repeats.pop_first() {
             Some((_, slot)) => Some(slot),
             None => self.first.inspect(|slot| self.unlink(*slot, links)),
+        };
+        if taken.is_some() {
+            self.bad -= self.bad / MEMORY;
         }
+        taken
+    }
+
+    /// By how much bad there is of it, so that a few cost hardly anything.
+    fn charge(&mut self) {
+        self.bad = (self.bad + WHOLE / MEMORY).min(WHOLE);
+        let price = PRICE * self.bad.saturating_sub(FREE) * WHOLE / (WHOLE - FREE);
+        self.debt = (self.debt + price).min(PRICE * WHOLE);
     }
 
     fn append(&mut self, slot: usize, links: &mut [Link]) {
@@ -181,7 +204,7 @@ impl Turns {
     pub(crate) fn charge(&mut self, family: Family) {
         let owner = self.by_family.get(&family).copied();
         if let Some(known) = owner.and_then(|owner| self.owners.get_mut(owner)) {
-            known.debt = PRICE;
+            known.charge();
         }
     }
 
@@ -213,8 +236,8 @@ impl Turns {
             let Some(known) = self.owners.get_mut(owner) else {
                 continue;
             };
-            if known.debt > 0 && !self.round.is_empty() {
-                known.debt -= 1;
+            if known.debt >= WHOLE && !self.round.is_empty() {
+                known.debt -= WHOLE;
                 self.round.push_back(owner);
                 continue;
             }
@@ -295,5 +318,47 @@ mod tests {
             assert!(turns.returned.len() <= 3, "{serial}");
         }
         assert_eq!(turns.ready(), 3);
+    }
+
+    /// How many turns an owner has for a hundred of each of two others, where so many in a hundred of its device
+    /// tokens are bad and all have enough to send.
+    fn turns_with(bad_percent: u32) -> u32 {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut turns = Turns::default();
+        let families = [0, 1, 2].map(|name| Family::from(&Domain::new(&format!("{name}.test"))));
+        let mut owner_of = Vec::new();
+        for slot in 0..300 {
+            let owner = turns.sit(families[slot % 3]);
+            owner_of.push(owner);
+            turns.enter(owner, slot, Place::Line);
+        }
+        let mut taken = [0; 3];
+        while taken[1] < 10_000 {
+            let slot = turns.next().unwrap();
+            taken[slot % 3] += 1;
+            if slot % 3 == 0 && random.u32(0..100) < bad_percent {
+                turns.charge(families[0]);
+            }
+            turns.enter(owner_of[slot], slot, Place::Line);
+        }
+        assert!(taken[2] >= 9_999, "{taken:?}");
+        taken[0] / 100
+    }
+
+    #[test]
+    fn a_few_bad_device_tokens_cost_no_turns_and_many_do() {
+        for (bad_percent, turns) in [
+            (0, 100..=100),
+            (1, 100..=100),
+            (3, 99..=100),
+            (5, 98..=100),
+            (10, 92..=100),
+            (30, 50..=80),
+            (60, 20..=30),
+            (100, 11..=12),
+        ] {
+            let found = turns_with(bad_percent);
+            assert!(turns.contains(&found), "{bad_percent} % bad: {found} turns");
+        }
     }
 }

@@ -18,6 +18,9 @@ const GRACE_MILLIS: u64 = 3_600_000;
 /// A clock that differs by more from APNs' is worth a word.
 const SKEW_SECONDS_MIN: u64 = 60;
 
+/// So often a push is sent although the same provider token was called expired with it before.
+const EXPIRATIONS_OF_A_PUSH_MAX: u8 = 3;
+
 /// What becomes of the connection that brought the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -33,13 +36,13 @@ pub(crate) enum Fate {
 
 impl Route {
     /// Acts on the answer to a push that was sent with the provider token of `issued_at`, over a connection
-    /// that may have called an older one expired.
+    /// that may have called one expired.
     pub(crate) fn conclude(
         &self,
         mut push: Push,
         reply: Reply,
         issued_at: UnixSeconds,
-        wedged: bool,
+        expired: Option<UnixSeconds>,
         now: Instant,
     ) -> Fate {
         let details = reply.error.map(|details| *details).unwrap_or_default();
@@ -108,17 +111,22 @@ impl Route {
                 Fate::Keep
             }
             Class::ExpiredToken => {
-                if wedged {
+                if expired.is_none() {
+                    self.token_expired(issued_at, now);
+                }
+                if expired.is_some_and(|expired| expired != issued_at) {
                     // It says nothing of the newer token.
                     self.repeat(push, now);
-                } else if push.tries.reauthorized || self.upstream.key.is_none() {
-                    push.tries.refused |= push.tries.reauthorized;
+                } else if self.upstream.key.is_none() || !may_expire_again(&push, issued_at) {
+                    push.tries.refused |= self.upstream.key.is_some();
                     self.misconfigured(push, &reason, &details, now);
                 } else {
                     if let Some(skew) = self.skew(&details) {
                         push.app.alarm(&reason, now, &skew);
                     }
-                    self.park(push, issued_at, now);
+                    let times = push.tries.expired.map_or(0, |(_, times)| times);
+                    push.tries.expired = Some((issued_at, times + 1));
+                    self.park(push, now);
                 }
                 Fate::Wedged
             }
@@ -217,6 +225,14 @@ impl Route {
         push.tries.refused = true;
         self.pause(push, None, now);
     }
+}
+
+/// Whether a push goes again for which APNs called the provider token of `issued_at` expired. One that had another
+/// token refused before shows that a clock is wrong.
+fn may_expire_again(push: &Push, issued_at: UnixSeconds) -> bool {
+    push.tries
+        .expired
+        .is_none_or(|(before, times)| before == issued_at && times < EXPIRATIONS_OF_A_PUSH_MAX)
 }
 
 /// In words what refuses so many device tokens, and whose server asked for the last of them.

@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     clippy::indexing_slicing,
     reason = "tests fail by panicking"
 )]
@@ -185,6 +186,7 @@ async fn a_day_of_renewals() {
         "{} renewals in a day",
         ages.len()
     );
+    println!("{} tokens in a day, {ages:?} s apart", tokens.len());
     for age in ages {
         assert_eq!(age, 40 * 60);
     }
@@ -385,6 +387,11 @@ async fn the_wrong_key_for_a_while_takes_no_token_away() {
     assert_ne!(other.bearer, first.bearer);
     signer.refuse(other.issued_at.0);
     signer.settle().await;
+    assert_eq!(
+        texts(&lane.drain()),
+        [other.bearer.as_str()],
+        "it has to do"
+    );
     std::fs::write(&file, right).unwrap();
     signer.pass(2).await;
     assert_eq!(texts(&lane.drain()), [first.bearer.as_str()]);
@@ -400,9 +407,11 @@ async fn a_refused_token_is_replaced_when_20_minutes_old() {
     signer.settle().await;
     let first = lane.take().await.issued_at.0;
 
-    // Too young: not before 20 minutes are over.
+    // Too young: not before 20 minutes are over. Whoever asks is told that it has to do.
     signer.pass(5).await;
     signer.refuse(first);
+    signer.settle().await;
+    assert_eq!(lane.take().await.issued_at.0, first);
     signer.pass(14).await;
     assert!(lane.drain().is_empty());
     signer.pass(2).await;
@@ -462,6 +471,8 @@ async fn after_a_clock_was_set_back_the_token_of_the_first_that_renewed_serves_a
     assert!(early.issued_at < future.issued_at);
     // APNs refused it to the one that had to keep it, which takes what the other signed.
     signer.refuse(future.issued_at.0);
+    signer.settle().await;
+    assert_eq!(texts(&one.drain()), [future.bearer.as_str()]);
     signer.pass(15).await;
     assert_eq!(texts(&one.drain()), [early.bearer.as_str()]);
     assert_eq!(signer.settle().await, 1);

@@ -45,7 +45,7 @@ impl std::fmt::Debug for SubscribeProviderToken {
     }
 }
 
-/// A fresh token: use it for every request from now on.
+/// The token to use for every request from now on.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct UseProviderToken {
@@ -57,8 +57,8 @@ pub struct UseProviderToken {
     pub issued_at: UnixSeconds,
 }
 
-/// APNs called a token expired. Answered by a [`UseProviderToken`] unless the last one is too young to
-/// be replaced (Apple allows one per 20 minutes).
+/// APNs called a token expired. Answered by a [`UseProviderToken`]: with a newer one, or with the same where that
+/// is too young to be replaced (Apple allows one per 20 minutes).
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct ProviderTokenRefused {

@@ -13,7 +13,7 @@ pub mod frames;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use apns::{AppConfig, Config, Names, Upstreams, pool, provider_tokens};
 use bytes::Bytes;
@@ -32,7 +32,7 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use tempfile::TempDir;
 use testkit::{Collector, PATIENCE};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -239,10 +239,11 @@ impl World {
         let subscriptions = Collector::start();
         let refused = Collector::start();
         let withdrawals = Collector::start();
-        let subscribe = if signer {
-            provider_tokens::start(&upstreams).subscribe
+        let (subscribe, refuse) = if signer {
+            let signer = provider_tokens::start(&upstreams);
+            (signer.subscribe, signer.refused)
         } else {
-            subscriptions.recipient()
+            (subscriptions.recipient(), refused.recipient())
         };
         let edges = pool::Edges {
             touch: touches.recipient(),
@@ -250,7 +251,7 @@ impl World {
             dead_pushes: dead_pushes.recipient(),
             journal: None,
             subscribe,
-            refused: refused.recipient(),
+            refused: refuse,
             withdrawals: withdrawals.recipient(),
         };
         Self {
@@ -309,6 +310,32 @@ impl World {
         slot
     }
 
+    /// Delivers a push for each of these devices, as a server wants them; gives the slot of the first.
+    pub fn deliver_for(&mut self, domain: &str, devices: impl IntoIterator<Item = u32>) -> u32 {
+        let first = self.sent;
+        let items = (first..).zip(devices).map(|(slot, device)| Deliver {
+            ticket: Ticket {
+                slot,
+                generation: 7,
+            },
+            registration: registration(device),
+            app: AppId::new("app"),
+            device_token: token(device),
+            acceptance: None,
+            domain: Domain::new(domain),
+            hint: NotificationHint {
+                message_count: None,
+                has_body: true,
+            },
+            content: None,
+            trace: None,
+        });
+        let items: Vec<Deliver> = items.collect();
+        self.sent += u32::try_from(items.len()).unwrap();
+        self.deliver_items(items, Duration::from_secs(20));
+        first
+    }
+
     pub fn deliver_to(&mut self, app: &str, count: u32, within: Duration) {
         let items = (self.sent..self.sent + count)
             .map(|number| Deliver {
@@ -338,7 +365,7 @@ impl World {
             .deliver
             .try_send(DeliverBatch {
                 origin: Origin::new(self.outcomes.recipient()),
-                deadline: Instant::now() + within,
+                deadline: (Instant::now() + within).into_std(),
                 items,
             })
             .unwrap();
@@ -418,7 +445,7 @@ impl World {
     pub fn drain(&self, within: Duration) -> impl Future<Output = Drained> + use<> {
         let drain = self.pool.drain.clone();
         async move {
-            let deadline = Instant::now() + within;
+            let deadline = (Instant::now() + within).into_std();
             drain
                 .send(Drain {
                     deadline,
