@@ -33,11 +33,11 @@ pub struct Config {
     pub cases_max: u32,
     /// Commands one account may begin in 24 hours, at least 1.
     pub commands_per_account_max: u32,
-    /// Commands that accounts of one domain may begin in an hour, at least 1.
+    /// Commands that accounts of one owner's servers may begin in an hour, at least 1.
     pub commands_per_domain_max: u32,
     /// Commands that may be between two of their stages, at least 1.
     pub sessions_max: u32,
-    /// Seconds that people have for a stage, at least 1.
+    /// Seconds from the beginning of a command to its end at the latest, at least 1.
     pub session_seconds: u32,
     /// Lines of the journal that one report may have, at least 1.
     pub lines_max: u32,
@@ -67,7 +67,7 @@ impl Default for Config {
             commands_per_account_max: 12,
             commands_per_domain_max: 120,
             sessions_max: 256,
-            session_seconds: 600,
+            session_seconds: 1_800,
             lines_max: 50_000,
             controller: String::new(),
             contact: Vec::new(),
