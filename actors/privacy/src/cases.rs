@@ -204,9 +204,7 @@ impl Cases {
         let typed = code::typed(text);
         let fits = |case: &Case, hash: &CodeHash| {
             let id = case.id.as_str();
-            typed
-                .as_deref()
-                .is_some_and(|typed| key.fits(id, typed, hash))
+            typed.iter().any(|typed| key.fits(id, typed, hash))
         };
         let mut left = None;
         for case in &mut self.cases {
@@ -239,7 +237,7 @@ impl Cases {
         }
         match self.of_account(account).next() {
             // Only a code has this form, so this is one that was good once.
-            Some(case) if typed.is_some() && matches!(case.state, State::Confirmed { .. }) => {
+            Some(case) if !typed.is_empty() && matches!(case.state, State::Confirmed { .. }) => {
                 Attempt::Used
             }
             _ => Attempt::Nothing,
@@ -706,6 +704,26 @@ mod tests {
         }
         assert_eq!(desk.state(), "closed after wrong codes");
         assert_eq!(desk.attempt(ada, address, &code, NOW), Attempt::Nothing);
+    }
+
+    #[test]
+    fn a_message_is_one_guess_whatever_is_in_it() {
+        let mut desk = Desk::open();
+        let code = desk.code.clone();
+        let (ada, address) = ("ada@chat.example", "privacy@push.example");
+        for (left, text) in [
+            (4, "hello".to_owned()),
+            (3, "AAAA-AAAA-AAAA-AAAA or BBBB-BBBB-BBBB-BBBB?".to_owned()),
+            (2, "ABCD ".repeat(800)),
+            // Too long to be looked at.
+            (1, format!("{} {code}", "x ".repeat(2_100))),
+        ] {
+            let guess = desk.attempt(ada, address, &text, NOW);
+            assert_eq!(guess, Attempt::Wrong(left), "{text}");
+        }
+        let text = format!("not AAAA-AAAA-AAAA-AAAA, my code is {code}, they have said");
+        let confirmed = Attempt::Confirmed(desk.id.clone());
+        assert_eq!(desk.attempt(ada, address, &text, NOW), confirmed);
     }
 
     #[test]
