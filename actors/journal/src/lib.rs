@@ -13,6 +13,7 @@
 //! | `archive` | the thread that compresses, reads, erases and removes what is closed |
 //! | `segment` | files: names, recovery, replacement |
 //! | `codec` | records as bytes, and whom they are about |
+//! | `words` | whom an operator's words name |
 //! | `key` | the key of hashed identifiers |
 
 mod actor;
@@ -24,6 +25,7 @@ mod error;
 mod key;
 mod segment;
 mod shared;
+mod words;
 mod writer;
 
 pub use actor::{Handles, start};

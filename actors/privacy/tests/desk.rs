@@ -727,6 +727,9 @@ async fn an_override_is_in_the_journal_before_anything_is_shown() {
     let (case, _) = rig.open().await;
     let empty = rig.export(&case, Some("  ")).await.unwrap_err();
     assert!(empty.refused.contains("reason"), "{empty:?}");
+    // What the journal cuts it does not keep.
+    let long = rig.export(&case, Some(&"x".repeat(4_097))).await;
+    assert!(long.unwrap_err().refused.contains("too long"));
     rig.held.0.lock().unwrap().is_stuck = true;
     rig.export(&case, Some("showed a passport"))
         .await
