@@ -9,7 +9,7 @@ use messages::{
 use serde::{Deserialize, Serialize};
 
 use crate::code::{self, Code, CodeHash, CodeKey};
-use crate::debt::{Debt, StoredDebt};
+use crate::debt::{self, Debt, StoredDebt};
 use crate::time::DAY_SECONDS;
 use crate::{Config, Error, hex};
 
@@ -311,17 +311,23 @@ impl Cases {
     }
 
     /// Notes that an erasure begins; gives all that is owed to the person, also by one that was cut short.
-    pub(crate) fn owe(&mut self, debt: Debt) -> Debt {
-        match self.debts.iter_mut().find(|known| known.is_to(&debt)) {
-            Some(known) => {
-                known.renew(debt);
-                known.clone()
-            }
-            None => {
-                self.debts.push(debt.clone());
-                debt
-            }
+    /// `None` when as many are owed as may be.
+    pub(crate) fn owe(&mut self, debt: Debt, config: &Config) -> Option<Debt> {
+        if !debt::has_room(&self.debts, &debt, config.erasures_owed_max) {
+            return None;
         }
+        Some(
+            match self.debts.iter_mut().find(|known| known.is_to(&debt)) {
+                Some(known) => {
+                    known.renew(debt);
+                    known.clone()
+                }
+                None => {
+                    self.debts.push(debt.clone());
+                    debt
+                }
+            },
+        )
     }
 
     /// Notes how far an erasure has come.

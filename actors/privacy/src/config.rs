@@ -31,6 +31,8 @@ pub struct Config {
     pub closed_days: u32,
     /// Cases that may be open or listed at a time.
     pub cases_max: u32,
+    /// Erasures that may be unfinished at a time, 1 to 2000; half of them may be of people who ask by themselves.
+    pub erasures_owed_max: u32,
     /// Commands one account may begin in 24 hours, at least 1.
     pub commands_per_account_max: u32,
     /// Commands that accounts of one owner's servers may begin in an hour, at least 1.
@@ -64,6 +66,7 @@ impl Default for Config {
             confirmed_days: 60,
             closed_days: 90,
             cases_max: 1_000,
+            erasures_owed_max: 1_000,
             commands_per_account_max: 12,
             commands_per_domain_max: 120,
             sessions_max: 256,
@@ -118,6 +121,11 @@ impl Config {
                 "must be at least 1",
             ),
             (self.cases_max == 0, "cases_max", "must be at least 1"),
+            (
+                !(1..=2_000).contains(&self.erasures_owed_max),
+                "erasures_owed_max",
+                "must be 1 to 2000",
+            ),
             (
                 self.commands_per_account_max == 0,
                 "commands_per_account_max",
@@ -180,6 +188,8 @@ mod tests {
         check(|c| c.localpart = "Privacy".to_owned(), &["localpart"]);
         check(|c| c.localpart = "a@b".to_owned(), &["localpart"]);
         check(|c| c.code_days = 32, &["code_days"]);
+        check(|c| c.erasures_owed_max = 0, &["erasures_owed_max"]);
+        check(|c| c.erasures_owed_max = 2_001, &["erasures_owed_max"]);
         check(
             |c| c.socket = format!("/{}", "x".repeat(100)).into(),
             &["socket"],
