@@ -411,6 +411,11 @@ impl<R: Read> Records<R> {
         Ok(Record(body))
     }
 
+    /// Where they come from.
+    pub(crate) const fn source(&self) -> &R {
+        &self.from
+    }
+
     /// Whether the search has given up, so that whole records may be left.
     pub(crate) const fn gave_up(&self) -> bool {
         self.search == 0
