@@ -14,6 +14,7 @@ mod findings;
 pub mod guardian;
 pub mod lanes;
 mod log_files;
+mod places;
 pub mod reload;
 pub mod serve;
 pub mod settings;

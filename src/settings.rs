@@ -7,7 +7,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::findings::{self, Place, one_line};
-use crate::{guardian, shutdown, telemetry};
+use crate::{guardian, places, shutdown, telemetry};
 
 /// Every key with its default, unit and reason.
 pub const DEFAULTS: &str = include_str!("../conf/default.toml");
@@ -238,6 +238,7 @@ impl Settings {
                 ));
             }
         }
+        places::findings(self).into_iter().for_each(say);
         found
     }
 }

@@ -113,6 +113,33 @@ async fn a_good_configuration_has_no_findings() {
 }
 
 #[actix_rt::test]
+async fn what_is_kept_is_kept_apart() {
+    let world = world().await;
+    let at = world.directory().display().to_string();
+    let found = findings(&world, |good| {
+        good.replace("/journal.key", "/registration.key")
+            .replace("/privacy\"", "/store\"")
+    });
+    assert_eq!(found.len(), 2, "{found:#?}");
+    let text = found.join("\n");
+    says(
+        &text,
+        &[
+            &format!("error: registration.path and privacy.path are the same, {at}/store"),
+            &format!(
+                "error: registration.key_file and journal.key_file are the same, {at}/registration.key"
+            ),
+        ],
+    );
+    // Nor does the service begin to use them.
+    let file = world.directory().join("changed.toml");
+    let refused = campanile(&["serve", "--config", file.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(exit::CONFIGURATION));
+    assert!(!world.directory().join("registration.key").exists());
+    world.stop().await;
+}
+
+#[actix_rt::test]
 async fn keys() {
     let world = world().await;
     let found = findings(&world, |good| {

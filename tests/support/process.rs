@@ -82,6 +82,13 @@ impl Campanile {
         }
     }
 
+    /// Takes what was logged until now, so that the next line that is waited for is a later one.
+    pub fn catch_up(&mut self) {
+        while let Ok(line) = self.log.try_recv() {
+            self.lines.push(line);
+        }
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap()

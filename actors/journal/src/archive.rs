@@ -13,12 +13,13 @@ use messages::{
     EraseJournal, ErasedRecords, JournalCursor, JournalError, JournalPage, ReadJournal, Subject,
     SweepError, SweepOutdated, SweptOutdated, UnixSeconds,
 };
+use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use crate::Error;
-use crate::codec::{End, Record, Search, copy};
+use crate::codec::{End, Record, Records, Search, copy};
 use crate::segment::{
-    self, Form, HOUR_SECONDS, Rewriter, SegmentId, at, hour_of, read, sync_directory,
+    self, Form, HOUR_SECONDS, Open, Rewriter, SegmentId, at, hour_of, sync_directory,
 };
 use crate::shared::{Shared, add};
 
@@ -62,8 +63,19 @@ enum Scanned {
     Whole,
     /// Some of it can never be read.
     Damaged,
+    /// The disk did not give some of it, and did the rest.
+    Lost,
     /// It could not be read now.
     Failed(Error),
+}
+
+/// What becomes of a segment that is written anew and of which the disk does not give all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// It may be about anybody, and nobody can find out: it goes.
+    Drops,
+    /// The disk may give it another time: the segment stays as it is.
+    Stays,
 }
 
 /// What came of writing a segment anew.
@@ -81,14 +93,16 @@ pub(crate) struct Archive {
     /// Those of them that have bytes and no whole record. Nobody can use these, but an operator may want to
     /// look: they stay until their time is over, or until somebody is erased.
     spoilt: BTreeSet<SegmentId>,
+    open: Open,
 }
 
 impl Archive {
-    pub(crate) const fn new(shared: Arc<Shared>, closed: BTreeMap<SegmentId, Form>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, closed: BTreeMap<SegmentId, Form>) -> Self {
         Self {
             shared,
             closed,
             spoilt: BTreeSet::new(),
+            open: segment::open,
         }
     }
 
@@ -161,9 +175,10 @@ impl Archive {
         form: Form,
         mut visit: impl FnMut(Record<'_>) -> Result<bool, Error>,
     ) -> Result<Scanned, Error> {
-        let mut records = match read(self.directory(), id, form) {
-            Ok(records) => records,
-            Err(error) => return Ok(self.failed(error)),
+        let path = id.path(self.directory(), form);
+        let mut records = match (self.open)(&path, form) {
+            Ok(source) => Records::new(source),
+            Err(error) => return Ok(self.failed(at(&path)(error))),
         };
         let end = loop {
             match records.next() {
@@ -175,9 +190,9 @@ impl Archive {
                 Err(end) => break end,
             }
         };
-        let path = id.path(self.directory(), form);
+        let missing = records.source().missing();
         let torn = match end {
-            End::Clean if records.skipped == 0 => return Ok(Scanned::Whole),
+            End::Clean if records.skipped == 0 && missing == 0 => return Ok(Scanned::Whole),
             End::Clean | End::Undecodable => 0,
             End::Torn(bytes) => bytes,
             End::Failed(source) => return Ok(self.failed(at(&path)(source))),
@@ -186,16 +201,26 @@ impl Archive {
         tracing::error!(
             segment = %path.display(),
             bytes = records.skipped + torn,
+            missing,
             rest = matches!(end, End::Undecodable),
             "the journal's segment is damaged, so many bytes of it, or the rest, cannot be read: check the disk"
         );
-        Ok(Scanned::Damaged)
+        Ok(if missing > 0 {
+            Scanned::Lost
+        } else {
+            Scanned::Damaged
+        })
     }
 
     fn failed(&self, error: Error) -> Scanned {
         add(&self.shared.damaged, 1);
         tracing::error!("{error}");
         Scanned::Failed(error)
+    }
+
+    /// The disk's error for a segment that is not to go without what it did not give.
+    fn lost(&self, id: SegmentId, form: Form) -> Error {
+        at(&id.path(self.directory(), form))(Errno::IO.into())
     }
 
     fn widen(&self, mut search: Search) -> Widened {
@@ -205,7 +230,7 @@ impl Archive {
                 search.widen(&record);
                 Ok(true)
             });
-            unreached += u64::from(!matches!(scanned, Ok(Scanned::Whole | Scanned::Damaged)));
+            unreached += u64::from(matches!(scanned, Ok(Scanned::Failed(_)) | Err(_)));
         }
         Widened {
             subject: search.into_subject(),
@@ -310,9 +335,9 @@ impl Archive {
             Scanned::Failed(error) => return Err(error),
             Scanned::Whole if !found => return Ok(None),
             // What cannot be read may be about anybody, so it goes as well.
-            Scanned::Whole | Scanned::Damaged => {}
+            Scanned::Whole | Scanned::Damaged | Scanned::Lost => {}
         }
-        let rewritten = self.rewrite(id, form, |record| !search.matches(record))?;
+        let rewritten = self.rewrite(id, form, Missing::Drops, |record| !search.matches(record))?;
         if rewritten.kept == 0 {
             self.remove(id)?;
         }
@@ -325,6 +350,7 @@ impl Archive {
         &mut self,
         id: SegmentId,
         form: Form,
+        missing: Missing,
         mut keeps: impl FnMut(&Record<'_>) -> bool,
     ) -> Result<Rewritten, Error> {
         let mut to = Rewriter::new(self.directory(), id)?;
@@ -343,6 +369,11 @@ impl Archive {
         match scanned {
             Ok(Scanned::Whole) => {}
             Ok(Scanned::Damaged) => rewritten.dropped = true,
+            Ok(Scanned::Lost) if missing == Missing::Drops => rewritten.dropped = true,
+            Ok(Scanned::Lost) => {
+                to.discard();
+                return Err(self.lost(id, form));
+            }
             Ok(Scanned::Failed(error)) | Err(error) => {
                 to.discard();
                 return Err(error);
@@ -386,6 +417,7 @@ impl Archive {
             })?;
             match scanned {
                 Scanned::Failed(error) => Err(error),
+                Scanned::Lost => Err(self.lost(id, Form::Raw)),
                 Scanned::Whole => Ok(true),
                 Scanned::Damaged => Ok(found),
             }
@@ -402,7 +434,7 @@ impl Archive {
                 return;
             }
             Ok(true) => self
-                .rewrite(id, Form::Raw, |_| true)
+                .rewrite(id, Form::Raw, Missing::Stays, |_| true)
                 .and_then(|_| sync_directory(self.directory())),
             Err(error) => Err(error),
         };
@@ -520,4 +552,110 @@ pub(crate) fn recover(shared: &Shared) -> Result<BTreeMap<SegmentId, Form>, Erro
         .segments
         .store(closed.len() as u64, Ordering::Relaxed);
     Ok(closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use messages::{
+        AccessedEvent, BareJid, Clock, Domain, JournalEntry, JournalEvent, Proof, UnixMillis,
+    };
+
+    use super::*;
+    use crate::Config;
+    use crate::codec::Encoder;
+    use crate::source::Source;
+    use crate::source::tests::Disk;
+
+    const ID: SegmentId = SegmentId {
+        hour: 1_780_272_000,
+        part: 1,
+    };
+    const RECORDS: usize = 400;
+
+    fn account(name: &str) -> BareJid {
+        BareJid::new(name, Domain::new("chat.example"))
+    }
+
+    fn subject(name: &str) -> Subject {
+        Subject {
+            account: Some(account(name)),
+            ..Subject::default()
+        }
+    }
+
+    /// What ada and bob did in turn: some pages of it.
+    fn segment() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for n in 0..RECORDS {
+            let name = if n % 2 == 0 { "ada" } else { "bob" };
+            let event = AccessedEvent {
+                account: Some(account(name)),
+                case: None,
+                proof: Proof::SelfService,
+            };
+            Encoder::new(&mut bytes, None).record(&JournalEntry {
+                at: UnixSeconds(ID.hour),
+                event: JournalEvent::Accessed(Box::new(event)),
+            });
+        }
+        bytes
+    }
+
+    /// A disk that has lost the second page of each file that is not compressed.
+    fn lossy(path: &Path, form: Form) -> io::Result<Source> {
+        match form {
+            Form::Raw => Ok(Source::raw(Disk::new(fs::read(path)?, &[1], true))),
+            Form::Compressed => segment::open(path, form),
+        }
+    }
+
+    fn shown(archive: &Archive, name: &str) -> (usize, u64) {
+        let page = archive.page(ReadJournal {
+            subject: subject(name),
+            after: None,
+            limit: LINES_MAX,
+        });
+        let page = page.unwrap();
+        assert!(page.next.is_none());
+        (page.lines.len(), page.unreadable)
+    }
+
+    #[test]
+    fn a_lost_page_takes_nothing_of_the_rest_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config {
+            path: directory.path().to_owned(),
+            ..Config::default()
+        };
+        let clock = Clock::manual(UnixMillis(ID.hour * 1_000));
+        let bytes = segment();
+        let pages = bytes.len() / 4_096;
+        assert!(pages >= 4, "{pages}");
+        let raw = ID.path(directory.path(), Form::Raw);
+        fs::write(&raw, &bytes).unwrap();
+        let shared = Arc::new(Shared::new(config, clock, None));
+        let mut archive = Archive::new(shared, BTreeMap::from([(ID, Form::Raw)]));
+        archive.open = lossy;
+
+        // All but a page, and the records at its edges.
+        let left = shown(&archive, "bob");
+        assert!(left.0 + RECORDS / 2 / pages + 2 > RECORDS / 2, "{left:?}");
+        assert!(left.0 < RECORDS / 2 && left.1 == 1, "{left:?}");
+
+        // The disk may give it another time, so nothing is lost by being compressed.
+        archive.compress_rest();
+        assert_eq!(fs::read(&raw).unwrap(), bytes);
+        assert_eq!(shown(&archive, "bob"), left);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+
+        // Whoever is erased may be in it.
+        let erased = archive.erase(EraseJournal {
+            subject: subject("ada"),
+            until: None,
+        });
+        assert_eq!((erased.dropped, erased.unreached), (1, 0));
+        assert!(erased.records > 0 && !raw.exists());
+        assert_eq!(shown(&archive, "ada"), (0, 0));
+        assert_eq!(shown(&archive, "bob"), (left.0, 0));
+    }
 }

@@ -14,6 +14,7 @@ use messages::{
 };
 
 use crate::key::{Digest, HashKey};
+use crate::words::names;
 
 const VERSION: u8 = 1;
 /// Length and checksum.
@@ -21,7 +22,7 @@ pub(crate) const HEAD_BYTES: usize = 8;
 /// Version, kind and time.
 const FIXED_BYTES: usize = 10;
 /// No value is longer; what is, is cut: an operator's words, and nothing else can be.
-const VALUE_BYTES_MAX: usize = 4 << 10;
+const VALUE_BYTES_MAX: usize = OverriddenEvent::REASON_BYTES_MAX;
 /// No record is longer: a longer length is none.
 const RECORD_BYTES_MAX: usize = 32 << 10;
 /// Bytes read at a time.
@@ -410,6 +411,11 @@ impl<R: Read> Records<R> {
         Ok(Record(body))
     }
 
+    /// Where they come from.
+    pub(crate) const fn source(&self) -> &R {
+        &self.from
+    }
+
     /// Whether the search has given up, so that whole records may be left.
     pub(crate) const fn gave_up(&self) -> bool {
         self.search == 0
@@ -597,35 +603,6 @@ impl Search {
             _ => false,
         }
     }
-}
-
-/// Whether the words name the account: its JID, and not one that only begins or ends with the same letters.
-/// An operator types what people type, so letters are compared in lower case, and what is no part of a JID
-/// anywhere, or stands around one in a sentence, ends it.
-fn names(words: &[u8], account: &[u8]) -> bool {
-    let words = String::from_utf8_lossy(words).to_lowercase();
-    let account = String::from_utf8_lossy(account).to_lowercase();
-    words.match_indices(account.as_str()).any(|(at, _)| {
-        let before = words.get(..at).unwrap_or_default();
-        let behind = words.get(at + account.len()..).unwrap_or_default();
-        let goes_on = |mut rest: std::str::Chars<'_>| match rest.next() {
-            // The end of a sentence, unless a label follows.
-            Some('.') => rest.next().is_some_and(char::is_alphanumeric),
-            Some(next) => next.is_alphanumeric() || matches!(next, '-' | '_' | '@'),
-            None => false,
-        };
-        !continues_localpart(before) && !goes_on(behind.chars())
-    })
-}
-
-/// Whether what comes before a JID is more of its localpart: anything that RFC 7622 §3.3 allows in one, but
-/// for the signs that people put around names.
-fn continues_localpart(before: &str) -> bool {
-    before.chars().next_back().is_some_and(|last| {
-        !last.is_whitespace()
-            && !matches!(last, '"' | '&' | '\'' | '/' | ':' | '<' | '>' | '@')
-            && !matches!(last, '(' | '[' | '{' | ',' | ';' | '=' | '|' | '`')
-    })
 }
 
 impl<'a> Record<'a> {
@@ -1202,6 +1179,24 @@ mod tests {
             "xmpp:ada@chat.example/phone.",
             "it is (ada@chat.example).",
             "not bada@chat.example but <ada@chat.example>",
+            "\u{201e}ada@chat.example\u{201c}",
+            "\u{201c}ada@chat.example\u{201d} called",
+            "\u{2018}ada@chat.example\u{2019}",
+            "\u{201a}ada@chat.example\u{2018}",
+            "\u{ab}ada@chat.example\u{bb}",
+            "\u{ab}\u{a0}ada@chat.example\u{a0}\u{bb}",
+            "\u{bb}ada@chat.example\u{ab}",
+            "\u{2039}ada@chat.example\u{203a}",
+            "\u{300c}ada@chat.example\u{300d}",
+            "\u{ff08}ada@chat.example\u{ff09}",
+            "\u{2013}ada@chat.example\u{2014}",
+            "her JID\u{2192}ada@chat.example\u{2026}",
+            "\u{2022}ada@chat.example",
+            "\u{b7}ada@chat.example",
+            "\u{200e}ada@chat.example\u{200f}",
+            "\u{feff}ada@chat.example",
+            "\u{201e}ada@chat.example.\u{201c}",
+            "\u{201e}Ada@Chat.example\u{201c}, passport seen",
         ] {
             assert!(found("ada", own), "{own}");
         }
@@ -1213,9 +1208,20 @@ mod tests {
             "ada@chat.examples",
             "ada@chat.example-2",
             "ada at chat.example",
+            "\u{201e}bada@chat.example\u{201c}",
+            "\u{e9}ada@chat.example",
+            // The same in two characters.
+            "e\u{301}ada@chat.example",
+            "l\u{b7}ada@chat.example",
+            "\u{ff42}ada@chat.example",
+            "\u{201e}ada@chat.example.org\u{201c}",
+            "ada@chat.example\u{301}",
         ] {
             assert!(!found("ada", other), "{other}");
         }
         assert!(found("ädä", "saw Ädä@chat.example"));
+        // A name that ends another: what joins its first letter is a mark.
+        assert!(found("राम", "„राम@chat.example“"));
+        assert!(!found("राम", "श्राम@chat.example"));
     }
 }

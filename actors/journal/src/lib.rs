@@ -12,7 +12,9 @@
 //! | `writer` | the thread that appends |
 //! | `archive` | the thread that compresses, reads, erases and removes what is closed |
 //! | `segment` | files: names, recovery, replacement |
+//! | `source` | what a segment is read from, and the pages of it that a disk has lost |
 //! | `codec` | records as bytes, and whom they are about |
+//! | `words` | whom an operator's words name |
 //! | `key` | the key of hashed identifiers |
 
 mod actor;
@@ -24,6 +26,8 @@ mod error;
 mod key;
 mod segment;
 mod shared;
+mod source;
+mod words;
 mod writer;
 
 pub use actor::{Handles, start};

@@ -21,6 +21,7 @@ use messages::UnixSeconds;
 
 use crate::Error;
 use crate::codec::{self, End, Records};
+use crate::source::Source;
 
 /// Seconds that a segment covers.
 pub(crate) const HOUR_SECONDS: u64 = 60 * 60;
@@ -140,7 +141,7 @@ pub(crate) fn recover(directory: &Path) -> Result<(BTreeMap<SegmentId, Form>, u6
         let path = id.path(directory, Form::Raw);
         match found.entry(id) {
             Entry::Occupied(_) => leftovers.push(path),
-            Entry::Vacant(none) => match cut_torn(&path) {
+            Entry::Vacant(none) => match cut_torn(&path, open) {
                 Ok(true) => {
                     none.insert(Form::Raw);
                 }
@@ -168,11 +169,11 @@ pub(crate) fn recover(directory: &Path) -> Result<(BTreeMap<SegmentId, Form>, u6
 /// Cuts off what is behind the last whole record: what the writer had not written when it was ended. Gives
 /// `false` for a segment that has nothing else.
 ///
-/// Damage has whole records behind it, or is not what a writer leaves: that is not cut.
-fn cut_torn(path: &Path) -> Result<bool, Error> {
-    let file = File::open(path).map_err(at(path))?;
-    let length = file.metadata().map_err(at(path))?.len();
-    let mut records = Records::new(&file);
+/// Damage has whole records behind it, or is not what a writer leaves: that is not cut. Nor is anything where the
+/// disk did not give all.
+fn cut_torn(path: &Path, open: Open) -> Result<bool, Error> {
+    let length = fs::metadata(path).map_err(at(path))?.len();
+    let mut records = Records::new(open(path, Form::Raw).map_err(at(path))?);
     let end = loop {
         match records.next() {
             Ok(_) => {}
@@ -180,9 +181,10 @@ fn cut_torn(path: &Path) -> Result<bool, Error> {
         }
     };
     let whole = records.whole;
+    let is_all = !records.gave_up() && records.source().missing() == 0;
     match end {
         End::Failed(error) => return Err(at(path)(error)),
-        End::Torn(bytes) if !records.gave_up() && (whole > 0 || is_cut_short(path)?) => {
+        End::Torn(bytes) if is_all && (whole > 0 || is_cut_short(path)?) => {
             tracing::warn!(
                 segment = %path.display(),
                 bytes,
@@ -231,19 +233,16 @@ fn is_cut_short(path: &Path) -> Result<bool, Error> {
     read().map_err(at(path))
 }
 
-/// Opens a closed segment to be read.
-pub(crate) fn read(
-    directory: &Path,
-    id: SegmentId,
-    form: Form,
-) -> Result<Records<Box<dyn Read>>, Error> {
-    let path = id.path(directory, form);
-    let file = File::open(&path).map_err(at(&path))?;
-    let from: Box<dyn Read> = match form {
-        Form::Raw => Box::new(file),
-        Form::Compressed => Box::new(zstd::Decoder::new(file).map_err(at(&path))?),
-    };
-    Ok(Records::new(from))
+/// How a closed segment is opened to be read.
+pub(crate) type Open = fn(&Path, Form) -> io::Result<Source>;
+
+/// Opens it as it is on the disk.
+pub(crate) fn open(path: &Path, form: Form) -> io::Result<Source> {
+    let file = File::open(path)?;
+    match form {
+        Form::Raw => Ok(Source::raw(file)),
+        Form::Compressed => Source::compressed(file),
+    }
 }
 
 /// Writes the compressed form of a segment beside it and puts it in the place of what was there, so that a
@@ -306,7 +305,11 @@ impl Rewriter {
 
 #[cfg(test)]
 mod tests {
+    use messages::{Domain, JournalEntry, JournalEvent, PushOutcome, PushedEvent};
+
     use super::*;
+    use crate::codec::Encoder;
+    use crate::source::tests::Disk;
 
     #[test]
     fn names_come_back_in_order() {
@@ -333,5 +336,36 @@ mod tests {
             assert_eq!(SegmentId::parse(other), None, "{other}");
         }
         assert_eq!(hour_of(UnixSeconds(7_199)), 3_600);
+    }
+
+    /// A disk that has lost the last page of each file.
+    fn lossy(path: &Path, _: Form) -> io::Result<Source> {
+        let bytes = fs::read(path)?;
+        let last = (bytes.len() as u64 - 1) / 4_096;
+        Ok(Source::raw(Disk::new(bytes, &[last], true)))
+    }
+
+    #[test]
+    fn an_end_that_the_disk_does_not_give_is_not_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("1.log");
+        let mut bytes = Vec::new();
+        while bytes.len() < 10_000 {
+            Encoder::new(&mut bytes, None).record(&JournalEntry {
+                at: UnixSeconds(1),
+                event: JournalEvent::Pushed(PushedEvent {
+                    target: None,
+                    domain: Domain::new("chat.example"),
+                    outcome: PushOutcome::Accepted,
+                }),
+            });
+        }
+        // The writer was cut short in the middle of one.
+        bytes.truncate(bytes.len() - 3);
+        fs::write(&path, &bytes).unwrap();
+        assert!(cut_torn(&path, lossy).unwrap());
+        assert!(fs::read(&path).unwrap() == bytes);
+        assert!(cut_torn(&path, open).unwrap());
+        assert!(fs::read(&path).unwrap().len() < bytes.len());
     }
 }

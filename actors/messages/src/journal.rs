@@ -158,6 +158,11 @@ pub struct OverriddenEvent {
     pub reason: Box<str>,
 }
 
+impl OverriddenEvent {
+    /// Longest reason in bytes. The journal cuts what is longer, and would not find a JID that is cut in two.
+    pub const REASON_BYTES_MAX: usize = 4 << 10;
+}
+
 /// How a person who asks was identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {

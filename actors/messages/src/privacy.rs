@@ -215,6 +215,9 @@ pub enum CommandError {
     /// Too much is being done; the same request may succeed later.
     #[error("busy")]
     Busy,
+    /// So many erasures are unfinished that no further one is begun; nothing was erased.
+    #[error("too many unfinished erasures")]
+    Unfinished,
     /// There is no such session, not of this account and command, or not any more.
     #[error("no such session")]
     NoSession,

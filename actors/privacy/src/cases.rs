@@ -9,7 +9,7 @@ use messages::{
 use serde::{Deserialize, Serialize};
 
 use crate::code::{self, Code, CodeHash, CodeKey};
-use crate::debt::{Debt, StoredDebt};
+use crate::debt::{self, Debt, StoredDebt};
 use crate::time::DAY_SECONDS;
 use crate::{Config, Error, hex};
 
@@ -204,9 +204,7 @@ impl Cases {
         let typed = code::typed(text);
         let fits = |case: &Case, hash: &CodeHash| {
             let id = case.id.as_str();
-            typed
-                .as_deref()
-                .is_some_and(|typed| key.fits(id, typed, hash))
+            typed.iter().any(|typed| key.fits(id, typed, hash))
         };
         let mut left = None;
         for case in &mut self.cases {
@@ -239,7 +237,7 @@ impl Cases {
         }
         match self.of_account(account).next() {
             // Only a code has this form, so this is one that was good once.
-            Some(case) if typed.is_some() && matches!(case.state, State::Confirmed { .. }) => {
+            Some(case) if !typed.is_empty() && matches!(case.state, State::Confirmed { .. }) => {
                 Attempt::Used
             }
             _ => Attempt::Nothing,
@@ -313,17 +311,23 @@ impl Cases {
     }
 
     /// Notes that an erasure begins; gives all that is owed to the person, also by one that was cut short.
-    pub(crate) fn owe(&mut self, debt: Debt) -> Debt {
-        match self.debts.iter_mut().find(|known| known.is_to(&debt)) {
-            Some(known) => {
-                known.renew(debt);
-                known.clone()
-            }
-            None => {
-                self.debts.push(debt.clone());
-                debt
-            }
+    /// `None` when as many are owed as may be.
+    pub(crate) fn owe(&mut self, debt: Debt, config: &Config) -> Option<Debt> {
+        if !debt::has_room(&self.debts, &debt, config.erasures_owed_max) {
+            return None;
         }
+        Some(
+            match self.debts.iter_mut().find(|known| known.is_to(&debt)) {
+                Some(known) => {
+                    known.renew(debt);
+                    known.clone()
+                }
+                None => {
+                    self.debts.push(debt.clone());
+                    debt
+                }
+            },
+        )
     }
 
     /// Notes how far an erasure has come.
@@ -706,6 +710,26 @@ mod tests {
         }
         assert_eq!(desk.state(), "closed after wrong codes");
         assert_eq!(desk.attempt(ada, address, &code, NOW), Attempt::Nothing);
+    }
+
+    #[test]
+    fn a_message_is_one_guess_whatever_is_in_it() {
+        let mut desk = Desk::open();
+        let code = desk.code.clone();
+        let (ada, address) = ("ada@chat.example", "privacy@push.example");
+        for (left, text) in [
+            (4, "hello".to_owned()),
+            (3, "AAAA-AAAA-AAAA-AAAA or BBBB-BBBB-BBBB-BBBB?".to_owned()),
+            (2, "ABCD ".repeat(800)),
+            // Too long to be looked at.
+            (1, format!("{} {code}", "x ".repeat(2_100))),
+        ] {
+            let guess = desk.attempt(ada, address, &text, NOW);
+            assert_eq!(guess, Attempt::Wrong(left), "{text}");
+        }
+        let text = format!("not AAAA-AAAA-AAAA-AAAA, my code is {code}, they have said");
+        let confirmed = Attempt::Confirmed(desk.id.clone());
+        assert_eq!(desk.attempt(ada, address, &text, NOW), confirmed);
     }
 
     #[test]

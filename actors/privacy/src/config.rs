@@ -31,13 +31,15 @@ pub struct Config {
     pub closed_days: u32,
     /// Cases that may be open or listed at a time.
     pub cases_max: u32,
+    /// Erasures that may be unfinished at a time, 1 to 2000; half of them may be of people who ask by themselves.
+    pub erasures_owed_max: u32,
     /// Commands one account may begin in 24 hours, at least 1.
     pub commands_per_account_max: u32,
-    /// Commands that accounts of one domain may begin in an hour, at least 1.
+    /// Commands that accounts of one owner's servers may begin in an hour, at least 1.
     pub commands_per_domain_max: u32,
     /// Commands that may be between two of their stages, at least 1.
     pub sessions_max: u32,
-    /// Seconds that people have for a stage, at least 1.
+    /// Seconds from the beginning of a command to its end at the latest, at least 1.
     pub session_seconds: u32,
     /// Lines of the journal that one report may have, at least 1.
     pub lines_max: u32,
@@ -64,10 +66,11 @@ impl Default for Config {
             confirmed_days: 60,
             closed_days: 90,
             cases_max: 1_000,
+            erasures_owed_max: 1_000,
             commands_per_account_max: 12,
             commands_per_domain_max: 120,
             sessions_max: 256,
-            session_seconds: 600,
+            session_seconds: 1_800,
             lines_max: 50_000,
             controller: String::new(),
             contact: Vec::new(),
@@ -118,6 +121,11 @@ impl Config {
                 "must be at least 1",
             ),
             (self.cases_max == 0, "cases_max", "must be at least 1"),
+            (
+                !(1..=2_000).contains(&self.erasures_owed_max),
+                "erasures_owed_max",
+                "must be 1 to 2000",
+            ),
             (
                 self.commands_per_account_max == 0,
                 "commands_per_account_max",
@@ -180,6 +188,8 @@ mod tests {
         check(|c| c.localpart = "Privacy".to_owned(), &["localpart"]);
         check(|c| c.localpart = "a@b".to_owned(), &["localpart"]);
         check(|c| c.code_days = 32, &["code_days"]);
+        check(|c| c.erasures_owed_max = 0, &["erasures_owed_max"]);
+        check(|c| c.erasures_owed_max = 2_001, &["erasures_owed_max"]);
         check(
             |c| c.socket = format!("/{}", "x".repeat(100)).into(),
             &["socket"],

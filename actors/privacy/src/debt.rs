@@ -93,6 +93,14 @@ impl Debt {
         self.begun += 1;
     }
 
+    /// The owner of the server of a person who has asked without an operator.
+    fn asker(&self) -> Option<&str> {
+        match (&self.person, self.proof) {
+            (Person::Account(account), Proof::SelfService) => Some(account.domain().owner()),
+            _ => None,
+        }
+    }
+
     /// Whether both are owed to the same person.
     pub(crate) fn is_to(&self, other: &Self) -> bool {
         self.person == other.person
@@ -112,6 +120,37 @@ impl Debt {
                 Person::Registration(key) => self.registrations.contains(key),
             }
     }
+}
+
+/// Registrations that a debt may have on average: what one device may have.
+const REGISTRATIONS_MEAN_MAX: usize = 64;
+
+/// Whether there is room for one more among those that are owed, or for more of one that is. None gives way:
+/// what was begun has to be finished. Those of people who ask by themselves have half of the places, and of
+/// these no owner of servers has more than is left for the others; its first is taken as long as there is one.
+pub(crate) fn has_room(owed: &[Debt], debt: &Debt, max: u32) -> bool {
+    let max = usize::try_from(max).unwrap_or(usize::MAX);
+    let registrations = |debt: &Debt| debt.registrations.len();
+    let noted = owed.iter().map(registrations).sum::<usize>();
+    let room = max.saturating_mul(REGISTRATIONS_MEAN_MAX);
+    if noted.saturating_add(registrations(debt)) > room {
+        return false;
+    }
+    if owed.iter().any(|known| known.is_to(debt)) {
+        return true;
+    }
+    if owed.len() >= max {
+        return false;
+    }
+    let Some(owner) = debt.asker() else {
+        return true;
+    };
+    let askers = owed.iter().filter_map(Debt::asker);
+    let (taken, own) = askers.fold((0, 0), |(taken, own), asker| {
+        (taken + 1, own + usize::from(asker == owner))
+    });
+    let left = max.div_ceil(2).saturating_sub(taken);
+    left > own || (own == 0 && left > 0)
 }
 
 /// Its part of the file of the cases.
@@ -173,5 +212,64 @@ impl StoredDebt {
             unregistered_at: self.unregistered_at.map(UnixSeconds),
             begun: 0,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases::account;
+
+    fn of(jid: &str, proof: Proof) -> Debt {
+        Debt::new(&Person::Account(account(jid).unwrap()), None, proof)
+    }
+
+    /// Takes all of them in turn; gives those for which there was room.
+    fn taken(debts: impl IntoIterator<Item = Debt>, max: u32) -> Vec<Debt> {
+        let mut owed: Vec<Debt> = Vec::new();
+        for debt in debts {
+            if has_room(&owed, &debt, max) {
+                owed.push(debt);
+            }
+        }
+        owed
+    }
+
+    fn many(owner: &str) -> impl Iterator<Item = Debt> {
+        (0..50).map(move |n| of(&format!("eve@{n}.{owner}"), Proof::SelfService))
+    }
+
+    #[test]
+    fn nobody_takes_the_last_place_from_others() {
+        // Of sixteen, eight are for people who ask by themselves; then four are left, then two, then one.
+        assert_eq!(taken(many("evil.test"), 16).len(), 4);
+        let owners = || many("evil.test").chain(many("evil2.test"));
+        assert_eq!(taken(owners(), 16).len(), 6);
+        let owners = || owners().chain(many("evil3.test")).chain(many("evil4.test"));
+        assert_eq!(taken(owners(), 16).len(), 8);
+        let by_operators = (0..50).map(|n| of(&format!("{n}@chat.example"), Proof::Confirmation));
+        assert_eq!(taken(owners().chain(by_operators), 16).len(), 16);
+        assert_eq!(taken(many("chat.example"), 1).len(), 1);
+    }
+
+    #[test]
+    fn what_is_owed_already_needs_no_place() {
+        let mut owed = taken(many("evil.test"), 2);
+        assert_eq!(owed.len(), 1);
+        let again = of("eve@0.evil.test", Proof::SelfService);
+        assert!(has_room(&owed, &again, 2));
+        assert!(has_room(&owed, &of("ada@chat.example", Proof::Override), 2));
+        assert!(!has_room(
+            &owed,
+            &of("ada@chat.example", Proof::SelfService),
+            2
+        ));
+        // It is one place, however often its person comes back, but not as many registrations as one likes.
+        let mut more = again;
+        more.registrations = vec![RegistrationKey([0; 16]); 2 * REGISTRATIONS_MEAN_MAX];
+        assert!(has_room(&owed, &more, 2));
+        owed.iter_mut()
+            .for_each(|debt| debt.registrations.push(RegistrationKey([1; 16])));
+        assert!(!has_room(&owed, &more, 2));
     }
 }

@@ -255,6 +255,8 @@ fn count(counter: &Cell<u64>) {
 enum Failure {
     Busy,
     Failed,
+    /// So many erasures are unfinished that no further one is begun.
+    Unfinished,
 }
 
 impl From<RegistryError> for Failure {
@@ -286,6 +288,7 @@ impl From<Failure> for CommandError {
         match failure {
             Failure::Busy => Self::Busy,
             Failure::Failed => Self::Failed,
+            Failure::Unfinished => Self::Unfinished,
         }
     }
 }
@@ -295,6 +298,10 @@ impl From<Failure> for Refusal {
         Self::new(match failure {
             Failure::Busy => "the service is busy or stopping: try again",
             Failure::Failed => "the store, the journal or the cases failed: see the log",
+            Failure::Unfinished => {
+                "nothing was erased: as many erasures are unfinished as privacy.erasures_owed_max allows; \
+                 mend the files of the journal that the log names, or raise the limit"
+            }
         })
     }
 }
@@ -495,7 +502,15 @@ impl Core {
     ) -> Result<Erased, Failure> {
         let mut debt = Debt::new(person, case, proof);
         debt.add(&self.registrations(person).await?);
-        let debt = self.change(|cases| cases.owe(debt)).await?;
+        let owed = self.change(|cases| cases.owe(debt, &self.config)).await?;
+        let Some(debt) = owed else {
+            self.failed();
+            tracing::error!(
+                owed = self.cases.borrow().debts().len(),
+                "an erasure was refused: too many are unfinished for privacy.erasures_owed_max"
+            );
+            return Err(Failure::Unfinished);
+        };
         self.pay(debt).await
     }
 

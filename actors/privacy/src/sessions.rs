@@ -1,5 +1,12 @@
 //! Commands between two of their stages. Pure; in memory alone.
+//!
+//! A session ends a set time after it has begun, whatever is done in it. Where all places are taken the oldest
+//! gives way of the owner of servers ([`Domain::owner`]) that has most, so that nobody takes the last one from
+//! others.
+//!
+//! [`Domain::owner`]: messages::Domain::owner
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use messages::{BareJid, PrivacyCommand, UnixSeconds};
@@ -14,6 +21,8 @@ pub(crate) struct Session {
     account: BareJid,
     command: PrivacyCommand,
     ends_at: UnixSeconds,
+    /// Which it was of all that have begun.
+    number: u64,
     /// What is shown piece by piece.
     pub(crate) pieces: Vec<Piece>,
     /// The piece that is shown.
@@ -33,11 +42,12 @@ pub(crate) struct Piece {
 #[derive(Default)]
 pub(crate) struct Sessions {
     sessions: HashMap<String, Session>,
+    /// Sessions that have begun.
+    begun: u64,
 }
 
 impl Sessions {
-    /// Begins one, in the place of an older one of the same account and command; `None` when there are as
-    /// many as there may be.
+    /// Begins one, in the place of an older one of the same account and command.
     ///
     /// # Errors
     /// [`Error::Random`].
@@ -48,41 +58,60 @@ impl Sessions {
         pieces: Vec<Piece>,
         config: &Config,
         now: UnixSeconds,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<String, Error> {
+        let name = code::random_text(NAME_CHARACTERS)?;
         self.sessions.retain(|_, session| {
             session.ends_at > now && !(session.account == *account && session.command == command)
         });
-        if self.sessions.len() >= usize::try_from(config.sessions_max).unwrap_or(usize::MAX) {
-            return Ok(None);
+        let max = usize::try_from(config.sessions_max).unwrap_or(usize::MAX);
+        while self.sessions.len() >= max.max(1) {
+            self.give_way();
         }
-        let name = code::random_text(NAME_CHARACTERS)?;
+        self.begun += 1;
         let session = Session {
             account: account.clone(),
             command,
             ends_at: UnixSeconds(now.0.saturating_add(config.session_seconds.into())),
+            number: self.begun,
             pieces,
             at: 0,
             is_shown: false,
         };
         self.sessions.insert(name.clone(), session);
-        Ok(Some(name))
+        Ok(name)
     }
 
-    /// The session of that name, if it is this account's and this command's. It lasts on from now.
-    pub(crate) fn go_on(
+    /// Ends the oldest session of the owner that has most.
+    fn give_way(&mut self) {
+        // How many an owner has, and which of them is the oldest.
+        let mut owners: HashMap<&str, (usize, Reverse<u64>, &String)> = HashMap::new();
+        for (name, session) in &self.sessions {
+            let number = Reverse(session.number);
+            let owner = owners
+                .entry(session.account.domain().owner())
+                .or_insert((0, number, name));
+            owner.0 += 1;
+            if number > owner.1 {
+                (owner.1, owner.2) = (number, name);
+            }
+        }
+        let richest = owners.into_values().max();
+        if let Some(oldest) = richest.map(|(_, _, name)| name.clone()) {
+            self.sessions.remove(&oldest);
+        }
+    }
+
+    /// The session of that name, if it is this account's and this command's.
+    pub(crate) fn session(
         &mut self,
         name: &str,
         account: &BareJid,
         command: PrivacyCommand,
-        config: &Config,
         now: UnixSeconds,
     ) -> Option<&mut Session> {
         let session = self.sessions.get_mut(name)?;
-        if session.ends_at <= now || session.account != *account || session.command != command {
-            return None;
-        }
-        session.ends_at = UnixSeconds(now.0.saturating_add(config.session_seconds.into()));
-        Some(session)
+        let is_theirs = session.account == *account && session.command == command;
+        (is_theirs && session.ends_at > now).then_some(session)
     }
 
     /// Ends a session.
@@ -152,7 +181,6 @@ mod tests {
     #[test]
     fn sessions_are_one_accounts_and_end() {
         let config = Config {
-            sessions_max: 2,
             session_seconds: 60,
             ..Config::default()
         };
@@ -164,21 +192,56 @@ mod tests {
             let begun = sessions.begin(account, command, Vec::new(), &config, now);
             begun.unwrap()
         };
-        let first = begin(&ada, erase, at(0)).unwrap();
-        let name = begin(&ada, erase, at(0)).unwrap();
-        assert!(begin(&eve, access, at(0)).is_some());
-        assert!(begin(&ada, access, at(0)).is_none());
-        let mut go_on = |name: &str, account, command, now| {
-            let session = sessions.go_on(name, account, command, &config, now);
-            session.is_some()
+        let first = begin(&ada, erase, at(0));
+        let name = begin(&ada, erase, at(0));
+        begin(&eve, access, at(0));
+        let mut is_there = |name: &str, account, command, now| {
+            sessions.session(name, account, command, now).is_some()
         };
-        assert!(!go_on(&first, &ada, erase, at(1)));
-        assert!(!go_on(&name, &eve, erase, at(1)));
-        assert!(!go_on(&name, &ada, access, at(1)));
-        assert!(go_on(&name, &ada, erase, at(59)));
-        assert!(go_on(&name, &ada, erase, at(118)));
-        assert!(!go_on(&name, &ada, erase, at(178)));
-        assert_eq!(sessions.sweep(at(178)), 2);
+        assert!(!is_there(&first, &ada, erase, at(1)));
+        assert!(!is_there(&name, &eve, erase, at(1)));
+        assert!(!is_there(&name, &ada, access, at(1)));
+        // Nothing that is done in one makes it last longer.
+        assert!(is_there(&name, &ada, erase, at(1)));
+        assert!(is_there(&name, &ada, erase, at(59)));
+        assert!(!is_there(&name, &ada, erase, at(60)));
+        assert_eq!(sessions.sweep(at(60)), 2);
+    }
+
+    #[test]
+    fn nobody_takes_the_last_place_from_others() {
+        let config = Config {
+            sessions_max: 8,
+            ..Config::default()
+        };
+        let mut sessions = Sessions::default();
+        let (access, erase) = (PrivacyCommand::Access, PrivacyCommand::Erase);
+        let now = UnixSeconds(0);
+        let begin = |sessions: &mut Sessions, text: &str, command| {
+            let account = account(text).unwrap();
+            let begun = sessions.begin(&account, command, Vec::new(), &config, now);
+            (begun.unwrap(), account, command)
+        };
+        let mut own = vec![
+            begin(&mut sessions, "ada@chat.example", access),
+            begin(&mut sessions, "ada@chat.example", erase),
+        ];
+        let mut theirs = Vec::new();
+        for n in 0..50 {
+            // Names below a name are one owner's.
+            theirs.push(begin(&mut sessions, &format!("eve@{n}.evil.test"), access));
+            theirs.push(begin(&mut sessions, &format!("{n}@evil2.test"), access));
+            assert!(sessions.sessions.len() <= 8);
+        }
+        own.push(begin(&mut sessions, "bob@other.example", access));
+        let mut is_there = |(name, account, command): &(String, BareJid, _)| {
+            sessions.session(name, account, *command, now).is_some()
+        };
+        assert!(own.iter().all(&mut is_there));
+        // The oldest have given way, and no more of them than had to.
+        let left: Vec<_> = theirs.iter().map(&mut is_there).collect();
+        assert!(left.iter().rev().take(5).all(|left| *left));
+        assert_eq!(left.iter().filter(|left| **left).count(), 5);
     }
 
     #[test]

@@ -195,6 +195,7 @@ fn config(directory: &Path) -> Config {
         key_file: directory.join("privacy.key"),
         socket: directory.join("admin.sock"),
         commands_per_account_max: 4,
+        erasures_owed_max: 7,
         ..Config::default()
     }
 }
@@ -546,6 +547,47 @@ async fn attempts_at_what_is_owed_have_a_bound_and_everybody_gets_their_turn() {
     assert_eq!(rig.counter("privacy_erasures_owed").await, 0);
 }
 
+/// An erasure for which there is no room is refused as a whole, and those that are owed stay.
+#[actix_rt::test]
+async fn too_many_unfinished_erasures_are_refused_in_words() {
+    let rig = Rig::start(0);
+    rig.held.0.lock().unwrap().unreadable = 1;
+    let erase = async |n: u8| {
+        let token = DeviceToken::parse(&format!("{n:02x}").repeat(32)).unwrap();
+        let request = Request::OpenByToken {
+            token: token.as_str().to_owned(),
+        };
+        let Answer::OpenedProven { case, .. } = rig.ask(request).await.unwrap() else {
+            panic!("not opened");
+        };
+        let erase = Request::Erase {
+            case,
+            override_reason: None,
+        };
+        rig.ask(erase).await
+    };
+    for n in 0..7 {
+        assert!(matches!(erase(n).await, Ok(Answer::Erased { .. })));
+    }
+    let refused = erase(7).await.err().unwrap().refused;
+    assert!(
+        refused.contains("nothing was erased") && refused.contains("privacy.erasures_owed_max"),
+        "{refused}"
+    );
+    assert_eq!(rig.erase_own().await.err(), Some(CommandError::Unfinished));
+    assert_eq!(rig.counter("privacy_erasures_owed").await, 7);
+    {
+        let held = rig.held.0.lock().unwrap();
+        assert!(held.registered && held.erased.len() == 7);
+    }
+    // Who is owed already may ask again.
+    assert!(matches!(erase(3).await, Ok(Answer::Erased { .. })));
+    rig.held.0.lock().unwrap().unreadable = 0;
+    rig.sweep(HOUR).await;
+    assert_eq!(rig.counter("privacy_erasures_owed").await, 0);
+    rig.erase_own().await.unwrap();
+}
+
 #[actix_rt::test]
 async fn a_report_comes_in_pieces_that_are_whole_together() {
     let rig = Rig::start(2_500);
@@ -727,6 +769,9 @@ async fn an_override_is_in_the_journal_before_anything_is_shown() {
     let (case, _) = rig.open().await;
     let empty = rig.export(&case, Some("  ")).await.unwrap_err();
     assert!(empty.refused.contains("reason"), "{empty:?}");
+    // What the journal cuts it does not keep.
+    let long = rig.export(&case, Some(&"x".repeat(4_097))).await;
+    assert!(long.unwrap_err().refused.contains("too long"));
     rig.held.0.lock().unwrap().is_stuck = true;
     rig.export(&case, Some("showed a passport"))
         .await

@@ -27,7 +27,7 @@ use crate::{Config, Error, Fault};
 
 /// Most registrations one page of a sweep looks at, whatever was asked: it holds up other requests.
 const PAGE_MAX: u32 = 10_000;
-/// Registrations of dead tokens that end at a time, before others have their turn; about 40 ms.
+/// Registrations of dead tokens, or idle ones, that end at a time, before others have their turn; about 40 ms.
 const ENDED_MAX: usize = 256;
 /// Registrations looked at in one page of a search for a device.
 const SIFTED_MAX: usize = 1_000;
@@ -553,30 +553,37 @@ impl Writer {
         Ok(true)
     }
 
+    /// Looks at a page of registrations. It is over early when many of them end: that takes longer than to look.
     fn sweep(&mut self, sweep: &SweepExpired) -> Result<SweptPage, RegistryError> {
         let limit = sweep.limit.clamp(1, PAGE_MAX) as usize;
-        let mut candidates = Vec::new();
+        let (mut seen, mut candidates) = (0, Vec::new());
         let page = self
             .store
             .page(
                 sweep.after.map(|SweepCursor(key)| key),
                 limit,
                 &mut |key, record| {
+                    seen += 1;
                     if record.renewed_at < sweep.idle_since {
-                        candidates.push((key, record.renewed_at));
+                        candidates.push((key, record.renewed_at, seen));
                     }
                 },
             )
             .map_err(|error| self.failed(&error))?;
+        let (mut scanned, mut last) = (page.scanned, page.last);
         if page.unreadable > 0 {
             count(&self.counters.failures, page.unreadable);
             tracing::error!(records = page.unreadable, "{}", Error::Record);
         }
         let mut idle = Vec::new();
-        for (key, renewed_at) in candidates {
+        for (key, renewed_at, seen) in candidates {
             let times = self.times(key).map_err(|error| self.failed(&error))?;
             if last_use(renewed_at, &times) < sweep.idle_since {
                 idle.push(key);
+                if idle.len() == ENDED_MAX {
+                    (scanned, last) = (seen, Some(key));
+                    break;
+                }
             }
         }
         let mut removed = 0;
@@ -584,9 +591,9 @@ impl Writer {
             removed += u64::from(self.end(key, None, &EndCause::Idle)?);
         }
         Ok(SweptPage {
-            scanned: page.scanned,
+            scanned,
             removed,
-            next: page.last.map(SweepCursor),
+            next: last.map(SweepCursor),
         })
     }
 
@@ -986,6 +993,43 @@ mod tests {
         writer().commit([Job::RemoveTokens(items, reply)]).unwrap();
         writer().finish().unwrap();
         assert_eq!(ended.try_recv(), Ok(Err(RegistryError::Stopping)));
+    }
+
+    #[actix::test]
+    async fn of_idle_ones_no_more_end_at_a_time_than_others_can_wait_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config {
+            registrations_per_device_token_max: u32::MAX,
+            new_registrations_per_second_max: 1_000,
+            ..config_in(directory.path())
+        };
+        let registrations = Registrations::open(&config, Clock::system()).unwrap();
+        let mut writer = lock(&registrations.0.writer);
+        while writer.patience() == Patience::None {
+            writer.step().unwrap();
+        }
+        let all = 2 * ENDED_MAX + 1;
+        writer.commit(many(0..all, &"a".repeat(64))).unwrap();
+        let (mut after, mut pages) = (None, Vec::new());
+        loop {
+            let (reply, mut swept) = oneshot::channel();
+            let sweep = SweepExpired {
+                idle_since: UnixSeconds(u64::MAX),
+                after,
+                limit: PAGE_MAX,
+            };
+            writer.commit([Job::Sweep(sweep, reply)]).unwrap();
+            let page = swept.try_recv().unwrap().unwrap();
+            pages.push((page.removed as usize, page.scanned as usize));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(
+            pages,
+            [(ENDED_MAX, ENDED_MAX), (ENDED_MAX, ENDED_MAX), (1, 1)]
+        );
     }
 
     type Rotated = oneshot::Receiver<Result<(), RegistryError>>;

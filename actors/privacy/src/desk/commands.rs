@@ -108,11 +108,8 @@ impl Core {
     ) -> Result<String, CommandError> {
         let now = self.now();
         let mut sessions = self.sessions.borrow_mut();
-        match sessions.begin(account, command, pieces, &self.config, now) {
-            Ok(Some(name)) => Ok(name),
-            Ok(None) => Err(CommandError::Busy),
-            Err(_) => Err(CommandError::Failed),
-        }
+        let begun = sessions.begin(account, command, pieces, &self.config, now);
+        begun.map_err(|_| CommandError::Failed)
     }
 
     fn session(
@@ -123,7 +120,7 @@ impl Core {
     ) -> Result<(), CommandError> {
         let now = self.now();
         let mut sessions = self.sessions.borrow_mut();
-        let known = sessions.go_on(name, account, command, &self.config, now);
+        let known = sessions.session(name, account, command, now);
         known.map(drop).ok_or(CommandError::NoSession)
     }
 
@@ -143,7 +140,7 @@ impl Core {
         let mut sessions = self.sessions.borrow_mut();
         let access = PrivacyCommand::Access;
         let session = sessions
-            .go_on(name, account, access, &self.config, now)
+            .session(name, account, access, now)
             .ok_or(CommandError::NoSession)?;
         let last = session.pieces.len().saturating_sub(1);
         match action {

@@ -277,6 +277,11 @@ impl Core {
             if reason.trim().is_empty() {
                 return Err(Refusal::new("an override needs a reason"));
             }
+            if reason.len() > OverriddenEvent::REASON_BYTES_MAX {
+                return Err(Refusal::new(
+                    "the reason of an override is too long for the journal: 4096 bytes at most",
+                ));
+            }
             let overridden = OverriddenEvent {
                 case: id.clone(),
                 reason: reason.into(),

@@ -163,6 +163,11 @@ const fn command_error(error: CommandError) -> StanzaError<'static> {
             .text("asked too often: try again tomorrow"),
         CommandError::Busy => StanzaError::new(ErrorType::Wait, Condition::ResourceConstraint)
             .text("busy, try again later"),
+        CommandError::Unfinished => {
+            StanzaError::new(ErrorType::Wait, Condition::ResourceConstraint).text(
+                "nothing was erased: too many erasures could not be finished yet, try again later",
+            )
+        }
         CommandError::NoSession => BAD_REQUEST.application("bad-sessionid", ns::COMMANDS),
         CommandError::BadAction => BAD_REQUEST.application("bad-action", ns::COMMANDS),
         CommandError::Failed => StanzaError::new(ErrorType::Wait, Condition::InternalServerError),
