@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use crate::Config;
 use crate::census::network;
 use crate::pace::{Line, Pace, nanoseconds};
-use crate::shortages::{Kind, Shortages};
+use crate::shortages::{Kind, Shortage, Shortages};
 
 /// The quiet time after which stanzas may come faster for a while.
 const BURST: Duration = Duration::from_secs(1);
@@ -268,7 +268,9 @@ impl Accounts {
     pub(crate) async fn room(&self, good: Good) {
         let pool = self.0.pools.of(good);
         while pool.left() == 0 && pool.revocable().is_empty() {
-            self.0.shortages.note(good, Kind::OfAll, None);
+            self.0
+                .shortages
+                .note(Shortage::Good(good, Kind::OfAll), None);
             pool.freed.notified().await;
         }
     }
@@ -335,6 +337,12 @@ impl Account {
         let since = nanoseconds(now.saturating_duration_since(*began));
         let turn = self.0.line.stand(*stanzas, len, since);
         now + Duration::from_nanos(turn.saturating_sub(since))
+    }
+
+    /// Tells that the source was slowed down.
+    pub(crate) fn slowed(&self, shortage: Shortage) {
+        let shortages = self.0.accounts.shortages();
+        shortages.note(shortage, Some(&self.0.source));
     }
 
     /// Takes so much of a good until the hold is dropped.
@@ -430,7 +438,7 @@ impl Hold {
             false => refused.unwrap_or(Kind::Share),
         };
         let shortages = holder.accounts.shortages();
-        shortages.note(good, kind, Some(&holder.source));
+        shortages.note(Shortage::Good(good, kind), Some(&holder.source));
         if or_revoke && kind == Kind::OfAll && revoke_oldest(holder, good, before) {
             // What it held is taken over.
             held.fetch_add(more, Ordering::Relaxed);
@@ -457,7 +465,8 @@ impl Hold {
         let is_held = pool.revocable().contains_key(&lease.id);
         if is_held && kept.len() >= pool.kept_max() {
             let shortages = self.holder.accounts.shortages();
-            shortages.note(self.good, Kind::OfAll, Some(&self.holder.source));
+            let shortage = Shortage::Good(self.good, Kind::OfAll);
+            shortages.note(shortage, Some(&self.holder.source));
             if !revoke_of_richest(&self.holder, self.good, &mut kept) {
                 return false;
             }

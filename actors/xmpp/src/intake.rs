@@ -116,22 +116,28 @@ impl Intake {
             if self.core.is_full() {
                 return Ok(Some(Pause::Full));
             }
-            let len = match framed.unit()? {
-                Unit::Element(len) => len,
+            let (len, is_blank) = match framed.unit()? {
+                Unit::Element(len) => (len, false),
+                Unit::Whitespace(len) => (len, true),
                 Unit::Incomplete => return Ok(None),
                 Unit::Close(_) => return Err(Fault::Ended),
                 Unit::Header(_) => return Err(XmlError::BadFormat.into()),
-                Unit::Whitespace(len) => {
-                    framed.consume(len);
-                    continue;
-                }
             };
             if framed.is_turn_over() {
                 return Ok(Some(Pause::Turn));
             }
             let mut throttle = self.throttle.borrow_mut();
-            if let Err(later) = throttle.take(&self.core.account, len, now) {
+            let account = &self.core.account;
+            let taken = match is_blank {
+                true => throttle.take_blank(account, len, now),
+                false => throttle.take(account, len, now),
+            };
+            if let Err(later) = taken {
                 return Ok(Some(Pause::Until(later)));
+            }
+            if is_blank {
+                framed.consume(len);
+                continue;
             }
             // What is no stanza was settled before, or is for nobody here.
             let _no_stanza = self.core.take_stanza(framed, len, &self.rule, batch)?;

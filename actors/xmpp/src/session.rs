@@ -809,21 +809,27 @@ impl StreamTask {
                 self.core.lane.counters.stalls.add(1);
                 return Ok(Some(Pause::Full));
             }
-            let len = match stream.framed.unit()? {
-                Unit::Element(len) => len,
+            let (len, is_blank) = match stream.framed.unit()? {
+                Unit::Element(len) => (len, false),
+                Unit::Whitespace(len) => (len, true),
                 Unit::Incomplete => return Ok(None),
                 Unit::Close(_) => return Err(Fault::Ended),
                 Unit::Header(_) => return Err(XmlError::BadFormat.into()),
-                Unit::Whitespace(len) => {
-                    stream.framed.consume(len);
-                    continue;
-                }
             };
             if stream.framed.is_turn_over() {
                 return Ok(Some(Pause::Turn));
             }
-            if let Err(later) = self.throttle.take(&self.core.account, len, now) {
+            let (throttle, account) = (&mut self.throttle, &self.core.account);
+            let taken = match is_blank {
+                true => throttle.take_blank(account, len, now),
+                false => throttle.take(account, len, now),
+            };
+            if let Err(later) = taken {
                 return Ok(Some(Pause::Until(later)));
+            }
+            if is_blank {
+                stream.framed.consume(len);
+                continue;
             }
             let rest = self.take_stanza(stream, len, batch)?;
             stream.framed.consume(len);

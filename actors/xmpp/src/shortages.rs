@@ -37,6 +37,35 @@ impl Kind {
     }
 }
 
+/// What somebody came too much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Shortage {
+    /// There was too little of it.
+    Good(Good, Kind),
+    /// Elements of a stream came faster than they are taken.
+    StreamPace,
+    /// Elements of all streams of a source did.
+    SourcePace,
+}
+
+impl Shortage {
+    const fn what(self) -> &'static str {
+        match self {
+            Self::Good(_, kind) => kind.what(),
+            Self::StreamPace => "one stream sends faster than it may: it is read more slowly",
+            Self::SourcePace => "one source sends faster than it may: it is read more slowly",
+        }
+    }
+
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Good(good, kind) => kind.key(good),
+            Self::StreamPace => "xmpp.stanzas_per_second_max",
+            Self::SourcePace => "xmpp.stanzas_per_second_per_address_max",
+        }
+    }
+}
+
 /// Counts them over all lanes.
 #[derive(Default)]
 pub(crate) struct Shortages(Mutex<Counts>);
@@ -44,16 +73,16 @@ pub(crate) struct Shortages(Mutex<Counts>);
 #[derive(Default)]
 struct Counts {
     /// How many came since the last line about each kind.
-    since: HashMap<(Good, Kind), u64>,
+    since: HashMap<Shortage, u64>,
     all: u64,
     logged: u64,
 }
 
 impl Counts {
     /// Returns whether it gets a line now.
-    fn count(&mut self, good: Good, kind: Kind) -> bool {
+    fn count(&mut self, shortage: Shortage) -> bool {
         self.all += 1;
-        match self.since.entry((good, kind)) {
+        match self.since.entry(shortage) {
             Entry::Occupied(mut known) => {
                 *known.get_mut() += 1;
                 false
@@ -67,12 +96,12 @@ impl Counts {
     }
 
     /// Ends an interval: what came again, with its number. What did not is forgotten.
-    fn turn(&mut self) -> Vec<(Good, Kind, u64)> {
+    fn turn(&mut self) -> Vec<(Shortage, u64)> {
         let mut again = Vec::new();
-        self.since.retain(|(good, kind), since| {
+        self.since.retain(|shortage, since| {
             let times = std::mem::take(since);
             if times > 0 {
-                again.push((*good, *kind, times));
+                again.push((*shortage, times));
             }
             times > 0
         });
@@ -87,18 +116,18 @@ impl Shortages {
     }
 
     /// `source` wanted more than there was.
-    pub(crate) fn note(&self, good: Good, kind: Kind, source: Option<&Source>) {
-        if self.lock().count(good, kind) {
+    pub(crate) fn note(&self, shortage: Shortage, source: Option<&Source>) {
+        if self.lock().count(shortage) {
             let source = source.map(tracing::field::display);
-            tracing::warn!(key = kind.key(good), source, "{}", kind.what());
+            tracing::warn!(key = shortage.key(), source, "{}", shortage.what());
         }
     }
 
     /// Logs what the interval left.
     pub(crate) fn tell_rest(&self) {
         let again = self.lock().turn();
-        for (good, kind, times) in again {
-            tracing::warn!(key = kind.key(good), times, "{}", kind.what());
+        for (shortage, times) in again {
+            tracing::warn!(key = shortage.key(), times, "{}", shortage.what());
         }
     }
 
@@ -116,26 +145,32 @@ mod tests {
     #[test]
     fn the_first_is_told_at_once_and_the_others_once_an_interval() {
         let mut counts = Counts::default();
-        assert!(counts.count(Good::EgressStreams, Kind::OfAll));
-        assert!(counts.count(Good::EgressStreams, Kind::Share));
+        let share = Shortage::Good(Good::EgressStreams, Kind::Share);
+        assert!(counts.count(Shortage::SourcePace));
+        assert!(counts.count(share));
         for _ in 0..5 {
-            assert!(!counts.count(Good::EgressStreams, Kind::Share));
+            assert!(!counts.count(share));
         }
-        assert_eq!(counts.turn(), [(Good::EgressStreams, Kind::Share, 5)]);
-        assert!(!counts.count(Good::EgressStreams, Kind::Share));
-        assert!(counts.count(Good::EgressStreams, Kind::OfAll));
-        assert_eq!(counts.turn(), [(Good::EgressStreams, Kind::Share, 1)]);
+        assert_eq!(counts.turn(), [(share, 5)]);
+        assert!(!counts.count(share));
+        assert!(counts.count(Shortage::SourcePace));
+        assert_eq!(counts.turn(), [(share, 1)]);
         assert_eq!(counts.turn(), []);
-        assert!(counts.count(Good::EgressStreams, Kind::Share));
+        assert!(counts.count(share));
         assert_eq!((counts.all, counts.logged), (10, 6));
     }
 
     #[test]
     fn the_key_to_raise_is_named() {
-        assert_eq!(Kind::Share.key(Good::EgressBytes), "xmpp.egress_bytes_max");
+        let key = |kind, good| Shortage::Good(good, kind).key();
+        assert_eq!(key(Kind::Share, Good::EgressBytes), "xmpp.egress_bytes_max");
         assert_eq!(
-            Kind::OfSource.key(Good::Streams),
+            key(Kind::OfSource, Good::Streams),
             "xmpp.streams_per_address_max"
+        );
+        assert_eq!(
+            Shortage::SourcePace.key(),
+            "xmpp.stanzas_per_second_per_address_max"
         );
     }
 }

@@ -7,9 +7,12 @@ use tokio::time::Instant;
 use crate::Config;
 use crate::accounts::Account;
 use crate::pace::{Pace, Taken};
+use crate::shortages::Shortage;
 
 /// The quiet time after which elements may come faster for a while.
 const BURST: Duration = Duration::from_secs(1);
+/// White space at a time that counts for nothing.
+const BLANK_BYTES: usize = 256;
 
 /// The pace of a stream, within that of all streams of its source.
 pub(crate) struct Throttle {
@@ -41,12 +44,34 @@ impl Throttle {
         let turn = match self.turn {
             Some(turn) => turn,
             None => {
-                self.taken.take_stanza(self.pace, len, now)?;
-                account.turn(len, now)
+                let taken = self.taken.take_stanza(self.pace, len, now);
+                taken.inspect_err(|_| account.slowed(Shortage::StreamPace))?;
+                let turn = account.turn(len, now);
+                if turn > now {
+                    account.slowed(Shortage::SourcePace);
+                }
+                turn
             }
         };
         self.turn = (turn > now).then_some(turn);
         self.turn.map_or(Ok(()), Err)
+    }
+
+    /// Takes white space, of `len` bytes. A little is free: it shows that somebody is there, or stands between
+    /// stanzas for people to read.
+    ///
+    /// # Errors
+    /// Those of [`Self::take`].
+    pub(crate) fn take_blank(
+        &mut self,
+        account: &Account,
+        len: usize,
+        now: Instant,
+    ) -> Result<(), Instant> {
+        match len <= BLANK_BYTES {
+            true => Ok(()),
+            false => self.take(account, len, now),
+        }
     }
 }
 
@@ -78,9 +103,28 @@ mod tests {
             .map(|stream| stream.take(&account, 1, start).unwrap_err() - start);
         let expected = [5, 8].map(|pace| Duration::from_secs(1) / pace);
         assert_eq!(turns, expected);
+        let (_, lines) = accounts.shortages().counts();
+        assert_eq!(lines, 2, "of each pace");
         let [_, second] = &mut streams;
         let turn = start + expected[1];
         assert!(second.take(&account, 1, turn).is_ok());
         assert!(second.take(&account, 1, turn).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn much_white_space_counts_and_a_little_does_not() {
+        let config = Config {
+            stanzas_per_second_max: 5,
+            ..Config::default()
+        };
+        let account = Accounts::new(&config).of(Source::address([192, 0, 2, 1].into()));
+        let now = Instant::now();
+        let passed = |len| {
+            let mut stream = Throttle::new(&config);
+            (0..20)
+                .filter(|_| stream.take_blank(&account, len, now).is_ok())
+                .count()
+        };
+        assert_eq!((passed(1), passed(256), passed(257)), (20, 20, 5));
     }
 }
