@@ -17,7 +17,7 @@ use super::outbound::Link;
 use super::stanza;
 use super::stream::{COMPONENT, SERVER};
 use super::xml::{Scope, escaped, parse, tag_end};
-use super::{Flood, FloodReport, Pace, StanzaError, component};
+use super::{Flood, FloodReport, Pace, Progress, StanzaError, component};
 use crate::SimulatorError;
 
 /// Bytes that are put together before they are written.
@@ -149,6 +149,13 @@ impl Table {
         };
         if self.errors.len() < ERRORS_MAX || self.errors.contains_key(&error) {
             *self.errors.entry(error).or_default() += 1;
+        }
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            written: self.written(),
+            answered: self.answered,
         }
     }
 
