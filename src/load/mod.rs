@@ -78,7 +78,7 @@ async fn run(options: &Options) -> Result<i32, RunError> {
     })
     .await?;
     let settings = settings(&world, options)?;
-    let lanes = lanes::count(lanes::cores(), settings.runtime.lanes_max);
+    let lanes = settings.runtime.lanes_on(lanes::cores());
     let listeners =
         xmpp::listener::bind(&settings.xmpp).map_err(|error| RunError::Bind(error.to_string()))?;
     for socket in &listeners {

@@ -303,7 +303,7 @@ pub struct Flood {
     pub pushes: u32,
     /// How fast.
     pub pace: Pace,
-    /// Streams to publish on, each a connection of its own. A component has one in any case.
+    /// Streams to publish on, each a connection of its own, in turn. A component has one in any case.
     pub streams: usize,
     /// Whether there is a message with a body.
     pub has_body: bool,
