@@ -44,6 +44,8 @@ mod store;
 #[path = "push_throughput/table.rs"]
 mod table;
 
+use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -164,6 +166,29 @@ struct Cpu {
     idlest_lane: f64,
 }
 
+/// What was used until so many pushes were answered.
+struct Used {
+    answered: u32,
+    process: Duration,
+    lanes: Vec<Duration>,
+}
+
+impl Cpu {
+    fn between(from: &Used, until: &Used) -> Self {
+        let answered = f64::from(until.answered.saturating_sub(from.answered)).max(1.0);
+        let per_push = |cpu: Duration| cpu.as_secs_f64() * 100_000.0 / answered;
+        let lanes = until.lanes.iter().zip(&from.lanes);
+        let lanes: Vec<f64> = lanes
+            .map(|(then, before)| per_push(*then - *before))
+            .collect();
+        Self {
+            process: per_push(until.process - from.process),
+            busiest_lane: lanes.iter().copied().fold(0.0, f64::max),
+            idlest_lane: lanes.iter().copied().fold(f64::INFINITY, f64::min),
+        }
+    }
+}
+
 impl Side {
     /// With a store of so many registrations, and variables that say otherwise than the configuration.
     async fn start(
@@ -204,43 +229,50 @@ impl Side {
     async fn round(&self, pushes: u32, outstanding: u32, streams: usize) -> Cpu {
         let flood = self.flood(pushes, outstanding, streams);
         let flood = self.world.chat.flood.send(flood);
-        let (report, cpu) = tokio::join!(flood, self.cpu_of(pushes));
-        let report: FloodReport = report.unwrap().unwrap();
+        let before = self.used(0);
+        let middle = Cell::new(None);
+        let flooding = async {
+            tokio::select! {
+                report = flood => report.unwrap().unwrap(),
+                never = self.look(pushes, &middle) => match never {},
+            }
+        };
+        let report: FloodReport = flooding.await;
         assert!(
             report.is_clean(),
             "not every push was answered once with result: {report:?}"
         );
-        cpu
+        // One that is too short to be looked at counts with its ends.
+        let (from, until) = middle.take().unwrap_or((before, self.used(pushes)));
+        Cpu::between(&from, &until)
     }
 
-    /// Looks at the flood that has just begun until most of it is done.
-    async fn cpu_of(&self, pushes: u32) -> Cpu {
+    /// Looks at the flood that has just begun, and keeps what was used until a part of it was done and until
+    /// most was.
+    async fn look(&self, pushes: u32, middle: &Cell<Option<(Used, Used)>>) -> Infallible {
         let edge = (f64::from(pushes) * EDGE) as u32;
-        let (from, process, lanes) = self.when(edge).await;
-        let (until, process_then, lanes_then) = self.when(pushes - edge).await;
-        let answered = f64::from(until - from).max(1.0);
-        let per_push = |cpu: Duration| cpu.as_secs_f64() * 100_000.0 / answered;
-        let lanes: Vec<f64> = lanes_then
-            .iter()
-            .zip(&lanes)
-            .map(|(then, before)| per_push(*then - *before))
-            .collect();
-        Cpu {
-            process: per_push(process_then - process),
-            busiest_lane: lanes.iter().copied().fold(0.0, f64::max),
-            idlest_lane: lanes.iter().copied().fold(f64::INFINITY, f64::min),
-        }
+        let from = self.when(edge).await;
+        let until = self.when(pushes - edge).await;
+        middle.set(Some((from, until)));
+        std::future::pending().await
     }
 
-    /// When so many have been answered: how many exactly, and what CPU was used.
-    async fn when(&self, answered: u32) -> (u32, Duration, Vec<Duration>) {
+    /// What was used when so many had been answered.
+    async fn when(&self, answered: u32) -> Used {
         loop {
             let progress = self.world.chat.progress.send(AskProgress).await.unwrap();
             if progress.answered >= answered {
-                let (process, lanes) = (self.service.cpu(), self.service.lanes_cpu());
-                return (progress.answered, process, lanes);
+                return self.used(progress.answered);
             }
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn used(&self, answered: u32) -> Used {
+        Used {
+            answered,
+            process: self.service.cpu(),
+            lanes: self.service.lanes_cpu(),
         }
     }
 
@@ -326,8 +358,8 @@ async fn peers(options: &Options, lines: &mut Vec<Line>) {
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         alone.push(quietly(&quiet, options.seconds).await);
-        // As much as it can have read meanwhile, and more.
-        let pushes = pace * (options.seconds + 1);
+        // As much as it can have read meanwhile, with a second's worth at once, and more.
+        let pushes = pace * (options.seconds + 4);
         let flood = flooding.flood(pushes, Pace::Outstanding(FLOODING));
         let then = async {
             while flooding.answered().await < FLOODING {
