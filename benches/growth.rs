@@ -160,32 +160,40 @@ struct Side {
 struct Cpu {
     /// CPU seconds of the process.
     process: f64,
-    /// CPU seconds of the lane that had most.
-    busiest_lane: f64,
-    /// CPU seconds of the lane that had least.
-    idlest_lane: f64,
+    /// CPU seconds of each thread of the actor framework, in the order of their start: the lanes come first.
+    threads: Vec<f64>,
 }
 
 /// What was used until so many pushes were answered.
 struct Used {
     answered: u32,
     process: Duration,
-    lanes: Vec<Duration>,
+    threads: Vec<Duration>,
 }
 
 impl Cpu {
     fn between(from: &Used, until: &Used) -> Self {
         let answered = f64::from(until.answered.saturating_sub(from.answered)).max(1.0);
         let per_push = |cpu: Duration| cpu.as_secs_f64() * 100_000.0 / answered;
-        let lanes = until.lanes.iter().zip(&from.lanes);
-        let lanes: Vec<f64> = lanes
-            .map(|(then, before)| per_push(*then - *before))
-            .collect();
+        let threads = until.threads.iter().zip(&from.threads);
         Self {
             process: per_push(until.process - from.process),
-            busiest_lane: lanes.iter().copied().fold(0.0, f64::max),
-            idlest_lane: lanes.iter().copied().fold(f64::INFINITY, f64::min),
+            threads: threads
+                .map(|(then, before)| per_push(*then - *before))
+                .collect(),
         }
+    }
+
+    /// Of so many lanes, what the busiest had.
+    fn busiest(&self, lanes: usize) -> f64 {
+        let lanes = self.threads[..lanes].iter().copied();
+        lanes.fold(0.0, f64::max)
+    }
+
+    /// Of so many lanes, what the one that had least had.
+    fn idlest(&self, lanes: usize) -> f64 {
+        let lanes = self.threads[..lanes].iter().copied();
+        lanes.fold(f64::INFINITY, f64::min)
     }
 }
 
@@ -272,7 +280,7 @@ impl Side {
         Used {
             answered,
             process: self.service.cpu(),
-            lanes: self.service.lanes_cpu(),
+            threads: self.service.threads_cpu(),
         }
     }
 
@@ -416,19 +424,19 @@ async fn lanes(options: &Options, lines: &mut Vec<Line>) {
         }
     }
     // Pushes per second that the busiest lane could carry with a core of its own.
-    let capacity = |cpu: &Cpu| 100_000.0 / cpu.busiest_lane;
     let mut one = 0.0;
     for (lanes, (side, measured)) in (1..).zip(sides) {
         let question = format!("pushes/CPU s of {lanes} lane(s)");
-        let line = Line::shown(&question, "s2s", Spread::of(&measured, capacity));
+        let capacity = Spread::of(&measured, |cpu| 100_000.0 / cpu.busiest(lanes));
+        let line = Line::shown(&question, "s2s", capacity);
         lines.push(match lanes {
             1 => line,
             _ => line.compared(8, one, Target::RatioAtLeast(1.8)),
         });
         if lanes == 1 {
-            one = Spread::of(&measured, capacity).median;
+            one = capacity.median;
         } else {
-            let share = Spread::of(&measured, |cpu| cpu.idlest_lane / cpu.busiest_lane);
+            let share = Spread::of(&measured, |cpu| cpu.idlest(lanes) / cpu.busiest(lanes));
             lines.push(Line::shown(
                 "the idler lane's CPU to the busier's",
                 "s2s",

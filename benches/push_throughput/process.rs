@@ -56,10 +56,10 @@ impl Service {
         kib.unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// CPU time of each of its lanes until now, in the order of their start.
-    pub fn lanes_cpu(&self) -> Vec<Duration> {
+    /// CPU time of each thread of the actor framework until now, in the order of their start: lanes come first.
+    pub fn threads_cpu(&self) -> Vec<Duration> {
         let tasks = format!("/proc/{}/task", self.child.id().unwrap());
-        let mut lanes: Vec<(u32, Duration)> = fs::read_dir(tasks)
+        let mut threads: Vec<(u32, Duration)> = fs::read_dir(tasks)
             .unwrap()
             .filter_map(|thread| {
                 let thread = thread.unwrap().path();
@@ -70,8 +70,8 @@ impl Service {
                     .then(|| (number, cpu_of_thread(&thread)))
             })
             .collect();
-        lanes.sort_unstable();
-        lanes.into_iter().map(|(_, cpu)| cpu).collect()
+        threads.sort_unstable();
+        threads.into_iter().map(|(_, cpu)| cpu).collect()
     }
 
     /// CPU time of all its threads until now.
