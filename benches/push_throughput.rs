@@ -32,6 +32,7 @@
     clippy::cast_sign_loss,
     missing_docs,
     unreachable_pub,
+    dead_code,
     reason = "a bench fails by panicking and speaks to a person"
 )]
 

@@ -28,7 +28,7 @@ pub fn raise() -> u64 {
 /// other servers needs.
 #[must_use]
 pub fn needed(settings: &Settings) -> u64 {
-    let lanes = lanes::count(lanes::cores(), settings.runtime.lanes_max);
+    let lanes = settings.runtime.lanes_on(lanes::cores());
     let xmpp = &settings.xmpp;
     let upstream = settings.apns.connections_per_pool_max;
     let upstreams = lanes * settings.apps.len() * upstream;

@@ -28,9 +28,12 @@ pub enum RunError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// The simulators of `dev` could not run.
-    #[error("the simulators of `dev`: {0}")]
+    /// The simulators of `dev` and `load` could not run.
+    #[error("the simulators: {0}")]
     Simulator(String),
+    /// Values on the command line that cannot be used.
+    #[error("{0}")]
+    Usage(String),
 }
 
 impl RunError {
@@ -40,6 +43,7 @@ impl RunError {
         match self {
             Self::Settings(_) | Self::Unusable(_) => exit::CONFIGURATION,
             Self::Bind(_) => exit::UNAVAILABLE,
+            Self::Usage(_) => exit::USAGE,
             Self::Dead(_) | Self::System { .. } | Self::Simulator(_) => exit::INTERNAL,
         }
     }

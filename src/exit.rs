@@ -3,7 +3,7 @@
 /// All done.
 pub const OK: i32 = 0;
 /// A promised result was not reached: `check` found problems that keep the service from running well,
-/// or a push of `dev --pushes` got the wrong answer.
+/// or a push of `dev --pushes` or of `load` got the wrong answer.
 pub const FAILED: i32 = 1;
 /// The command line is wrong.
 pub const USAGE: i32 = 64;

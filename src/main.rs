@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use campanile::{check, desk, dev, exit, serve};
+use campanile::{check, desk, dev, exit, load, serve};
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use rustix::fs::Mode;
@@ -63,6 +63,8 @@ enum Command {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         pushes: Option<u64>,
     },
+    /// Loads the real server between the simulators, to see what this machine does. Needs no configuration.
+    Load(load::Options),
 }
 
 #[allow(
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         Command::Privacy { config, command } => desk::command(&config, command),
         Command::Keys { config, command } => desk::keys(&config, command),
         Command::Dev { pushes } => dev::command(pushes),
+        Command::Load(options) => load::command(&options),
     };
     match done {
         Ok(status) => code(status),

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::findings::{self, Place, one_line};
-use crate::{guardian, places, shutdown, telemetry};
+use crate::{guardian, lanes, places, shutdown, telemetry};
 
 /// Every key with its default, unit and reason.
 pub const DEFAULTS: &str = include_str!("../conf/default.toml");
@@ -65,20 +65,37 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Runtime {
-    /// Most lanes (threads that carry pushes); fewer run where the machine has fewer cores.
+    /// Lanes (threads that carry pushes) whatever the machine has; 0 for one less than its cores.
+    pub lanes: usize,
+    /// Most lanes where `lanes` is 0.
     pub lanes_max: usize,
     /// Niceness of the thread that leads new connections through TLS, 0 to 19.
     pub handshake_niceness: u8,
 }
 
+impl Runtime {
+    /// How many lanes run on so many cores.
+    #[must_use]
+    pub const fn lanes_on(&self, cores: usize) -> usize {
+        match self.lanes {
+            0 => lanes::count(cores, self.lanes_max),
+            lanes => lanes,
+        }
+    }
+}
+
 impl Default for Runtime {
     fn default() -> Self {
         Self {
+            lanes: 0,
             lanes_max: 8,
             handshake_niceness: 10,
         }
     }
 }
+
+/// Lanes above which a number is a slip: no machine has so many cores.
+const LANES_MOST: usize = 1024;
 
 /// Largest number of any key: 34,000 years in seconds, or a tebibyte.
 const NUMBER_MAX: i64 = 1 << 40;
@@ -216,6 +233,9 @@ impl Settings {
                     .to_owned(),
             );
         }
+        if self.runtime.lanes > LANES_MOST {
+            say(format!("runtime.lanes: must be at most {LANES_MOST}"));
+        }
         let mut seen = std::collections::BTreeSet::new();
         for domain in &self.domains {
             if !seen.insert(domain.name.to_lowercase()) {
@@ -290,4 +310,36 @@ fn unfit(error: config::ConfigError) -> Vec<SettingsError> {
         place: format!("environment ({ENVIRONMENT_PREFIX}__SECTION__KEY)"),
         message: one_line(&error.to_string()),
     }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_as_many_as_asked_for_or_as_fit() {
+        for (lanes, lanes_max, cores, expected) in
+            [(0, 8, 4, 3), (0, 2, 4, 2), (2, 8, 2, 2), (5, 2, 4, 5)]
+        {
+            let runtime = Runtime {
+                lanes,
+                lanes_max,
+                ..Runtime::default()
+            };
+            assert_eq!(runtime.lanes_on(cores), expected);
+        }
+    }
+
+    #[test]
+    fn a_slip_in_the_number_of_lanes_is_found() {
+        let mut settings = Settings::default();
+        let found = |settings: &Settings| {
+            let all = settings.inconsistencies();
+            all.iter().any(|one| one.to_string().contains("lanes"))
+        };
+        settings.runtime.lanes = LANES_MOST;
+        assert!(!found(&settings));
+        settings.runtime.lanes = LANES_MOST + 1;
+        assert!(found(&settings));
+    }
 }

@@ -155,7 +155,7 @@ pub async fn start(
 
     // Lanes: first the way to APNs and the replies' way out on all of them, because any lane may reply
     // through any other.
-    let lanes: Vec<Lane> = (0..lanes::count(lanes::cores(), settings.runtime.lanes_max))
+    let lanes: Vec<Lane> = (0..settings.runtime.lanes_on(lanes::cores()))
         .map(|_| Lane::start())
         .collect();
     let mut pulses = Vec::with_capacity(lanes.len());

@@ -105,6 +105,28 @@ fn every_key_in_default_toml_has_its_reason_above_it() {
 }
 
 #[test]
+fn what_is_measured_has_its_place() {
+    let document = include_str!("../docs/performance.md");
+    let (_, rest) = document
+        .split_once("<!-- figures: written by ./bench, do not edit -->\n")
+        .unwrap();
+    let (figures, _) = rest.split_once("<!-- end of figures -->\n").unwrap();
+    assert!(figures.contains("| target |"));
+    // Each bench is told of, and run by the one command.
+    let command = include_str!("../bench");
+    for bench in [
+        "push_throughput",
+        "growth",
+        "memory",
+        "registrations",
+        "stages",
+    ] {
+        assert!(document.contains(&format!("| `{bench}` |")), "{bench}");
+        assert!(command.contains(&format!("    run {bench}")), "{bench}");
+    }
+}
+
+#[test]
 fn the_example_needs_nothing_else_but_its_files() {
     let example: Settings = toml::from_str(include_str!("../conf/example.toml")).unwrap();
     assert!(

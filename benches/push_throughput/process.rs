@@ -47,6 +47,33 @@ impl Service {
         Self { child, address }
     }
 
+    /// Bytes of memory that are resident now.
+    pub fn memory(&self) -> u64 {
+        let pid = self.child.id().unwrap();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// CPU time of each thread of the actor framework until now, in the order of their start: lanes come first.
+    pub fn threads_cpu(&self) -> Vec<Duration> {
+        let tasks = format!("/proc/{}/task", self.child.id().unwrap());
+        let mut threads: Vec<(u32, Duration)> = fs::read_dir(tasks)
+            .unwrap()
+            .filter_map(|thread| {
+                let thread = thread.unwrap().path();
+                let name = fs::read_to_string(thread.join("comm")).ok()?;
+                let number = thread.file_name()?.to_str()?.parse().ok()?;
+                // The threads of the actor framework; its main one has the name of the program.
+                name.starts_with("actix-rt")
+                    .then(|| (number, cpu_of_thread(&thread)))
+            })
+            .collect();
+        threads.sort_unstable();
+        threads.into_iter().map(|(_, cpu)| cpu).collect()
+    }
+
     /// CPU time of all its threads until now.
     pub fn cpu(&self) -> Duration {
         cpu_of(&self.child.id().unwrap().to_string())
@@ -59,16 +86,15 @@ impl Service {
 
 /// CPU time of all living threads of a process, from `/proc/PID/task/TID/schedstat`.
 pub fn cpu_of(pid: &str) -> Duration {
-    let nanos = fs::read_dir(format!("/proc/{pid}/task"))
+    fs::read_dir(format!("/proc/{pid}/task"))
         .unwrap()
-        .map(|thread| {
-            let file = thread.unwrap().path().join("schedstat");
-            // A thread may end in between; what it used is not seen again.
-            let text = fs::read_to_string(file).unwrap_or_default();
-            text.split(' ')
-                .next()
-                .and_then(|nanos| nanos.parse::<u64>().ok())
-                .unwrap_or(0)
-        });
-    Duration::from_nanos(nanos.sum())
+        .map(|thread| cpu_of_thread(&thread.unwrap().path()))
+        .sum()
+}
+
+fn cpu_of_thread(thread: &Path) -> Duration {
+    // A thread may end in between; what it used is not seen again.
+    let text = fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
+    let nanos = text.split(' ').next().and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
 }

@@ -36,6 +36,8 @@ pub enum Target {
     RatioAtLeast(f64),
     /// By the figure.
     AtMost(f64),
+    /// By the figure.
+    AtLeast(f64),
 }
 
 impl Target {
@@ -44,6 +46,7 @@ impl Target {
             Self::RatioAtMost(limit) => ratio <= limit,
             Self::RatioAtLeast(limit) => ratio >= limit,
             Self::AtMost(limit) => figure <= limit,
+            Self::AtLeast(limit) => figure >= limit,
         }
     }
 
@@ -52,6 +55,7 @@ impl Target {
             Self::RatioAtMost(limit) => format!("<= {limit:.2} x"),
             Self::RatioAtLeast(limit) => format!(">= {limit:.2} x"),
             Self::AtMost(limit) => format!("<= {limit:.2}"),
+            Self::AtLeast(limit) => format!(">= {limit:.0}"),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use messages::Clock;
 use simulators::apple::{self, KnownKey};
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 
 use crate::RunError;
 use crate::lanes::Lane;
+use crate::processor::{self, Span};
 
 /// The domain of the service in its world.
 pub const SERVICE: &str = "push.localhost";
@@ -25,6 +27,10 @@ pub const APP: &str = "demo";
 /// The app's bundle id.
 pub const TOPIC: &str = "org.example.demo";
 
+/// The team whose key signs for the app.
+const TEAM_ID: &str = "DEF123GHIJ";
+/// That key.
+const KEY_ID: &str = "ABC123DEFG";
 /// What the service knows as a component of the user's server.
 const COMPONENT_SECRET: &str = "open-sesame";
 /// The file in the world's directory that it stands in.
@@ -51,10 +57,36 @@ pub struct Plan {
     pub way: Way,
     /// Where the service listens; port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
+    /// An APNs elsewhere, which the service pushes to instead of the world's.
+    pub elsewhere: Option<Elsewhere>,
     /// Domains of peers beside the user's server, and where they listen.
     pub hosts: Vec<(String, SocketAddr)>,
     /// More configuration, as TOML: keys of `[apns]`, then others with their section headings.
     pub more: String,
+}
+
+/// An APNs that is not the world's, and what it knows the service by.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    /// `host:port`.
+    pub endpoint: String,
+    /// PEM file of the only authorities to trust for it.
+    pub ca_file: PathBuf,
+    /// The app's bundle id.
+    pub topic: String,
+    /// The key it knows; without one the world's, which it may not know.
+    pub key: Option<KnownAs>,
+}
+
+/// A signing key of Apple's kind.
+#[derive(Clone, Debug)]
+pub struct KnownAs {
+    /// Ten characters.
+    pub team_id: String,
+    /// Ten characters.
+    pub key_id: String,
+    /// The key as Apple gives it out.
+    pub key_file: PathBuf,
 }
 
 /// A running world. Its files and threads go with it.
@@ -89,7 +121,7 @@ impl World {
         authority
             .issue(&[SERVICE], Kind::ServerAndClient)?
             .write(at, SERVICE)?;
-        let signing_key = SigningKey::new("DEF123GHIJ", "ABC123DEFG")?;
+        let signing_key = SigningKey::new(TEAM_ID, KEY_ID)?;
         let key_file = signing_key.write(at)?;
 
         let lanes = vec![Lane::start(), Lane::start()];
@@ -166,6 +198,16 @@ impl World {
         let _stopped = self.chat.service_at.send(server::ServiceAt(address)).await;
     }
 
+    /// CPU time that the simulators' threads have used until now.
+    pub async fn simulators_cpu(&self) -> Duration {
+        let mut used = Duration::ZERO;
+        for lane in &self.lanes {
+            let cpu = lane.build(|| processor::used(Span::Thread)).await;
+            used += cpu.unwrap_or_default();
+        }
+        used
+    }
+
     /// Ends the simulators' threads and removes the files.
     pub async fn stop(self) {
         for lane in self.lanes {
@@ -201,6 +243,11 @@ fn write_secret(file: &Path, secret: &str) -> io::Result<()> {
     file.write_all(secret.as_bytes())
 }
 
+/// A string as TOML writes it, whatever is in it. JSON's are written so too.
+fn toml_text(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
 fn configuration(
     plan: &Plan,
     at: &Path,
@@ -214,7 +261,18 @@ fn configuration(
         .iter()
         .map(|address| format!("\"{address}\""))
         .collect();
-    let (at, root, key_file) = (at.display(), root.display(), key_file.display());
+    let elsewhere = plan.elsewhere.clone().unwrap_or_else(|| Elsewhere {
+        endpoint: format!("localhost:{}", apple.port()),
+        ca_file: root.to_owned(),
+        topic: TOPIC.to_owned(),
+        key: None,
+    });
+    let known_as = elsewhere.key.unwrap_or_else(|| KnownAs {
+        team_id: TEAM_ID.to_owned(),
+        key_id: KEY_ID.to_owned(),
+        key_file: key_file.to_owned(),
+    });
+    let (at, root) = (at.display(), root.display());
     let mut text = format!(
         r#"[xmpp]
 listen = [{listen}]
@@ -232,12 +290,12 @@ key = "{at}/{SERVICE}.key"
 apps = ["{APP}"]
 
 [apps.{APP}]
-topic = "{TOPIC}"
-team_id = "DEF123GHIJ"
-key_id = "ABC123DEFG"
-key_file = "{key_file}"
-endpoint = "localhost:{port}"
-ca_file = "{root}"
+topic = {topic}
+team_id = {team_id}
+key_id = {key_id}
+key_file = {key_file}
+endpoint = {endpoint}
+ca_file = {ca_file}
 
 [registration]
 path = "{at}/store"
@@ -260,7 +318,12 @@ path = "{at}/journal"
 key_file = "{at}/journal.key"
 "#,
         listen = listen.join(", "),
-        port = apple.port(),
+        topic = toml_text(&elsewhere.topic),
+        team_id = toml_text(&known_as.team_id),
+        key_id = toml_text(&known_as.key_id),
+        key_file = toml_text(&known_as.key_file.display().to_string()),
+        endpoint = toml_text(&elsewhere.endpoint),
+        ca_file = toml_text(&elsewhere.ca_file.display().to_string()),
     );
     let component = chat.component;
     let chat = (chat.domain.to_string(), chat.address);

@@ -37,6 +37,8 @@
 
 mod alarm;
 mod backoff;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod breaker;
 mod certificate;
 mod class;

@@ -89,7 +89,7 @@ impl Template {
         )
     }
 
-    fn request(
+    pub(crate) fn request(
         &self,
         authority: &Authority,
         authorization: Option<&HeaderValue>,

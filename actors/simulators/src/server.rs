@@ -135,6 +135,8 @@ pub struct Handles {
     pub watch: Recipient<Watch>,
     /// Publishes very many pushes.
     pub flood: Recipient<Flood>,
+    /// Tells how far the flood is that runs.
+    pub progress: Recipient<AskProgress>,
     /// Tells what was counted.
     pub count: Recipient<Count>,
     /// Stops it: closes its streams and takes no new ones.
@@ -301,7 +303,7 @@ pub struct Flood {
     pub pushes: u32,
     /// How fast.
     pub pace: Pace,
-    /// Streams to publish on, each a connection of its own. A component has one in any case.
+    /// Streams to publish on, each a connection of its own, in turn. A component has one in any case.
     pub streams: usize,
     /// Whether there is a message with a body.
     pub has_body: bool,
@@ -387,6 +389,20 @@ fn quantile(sorted: &[u32], share: f64) -> u32 {
     sorted.get(index).copied().unwrap_or(0)
 }
 
+/// Asks how far the flood is that runs now.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Progress")]
+pub struct AskProgress;
+
+/// How far a flood is; nothing without one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, actix::MessageResponse)]
+pub struct Progress {
+    /// Pushes written.
+    pub written: u32,
+    /// Those of them that have their answer.
+    pub answered: u32,
+}
+
 /// Asks what was counted.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Counters")]
@@ -449,6 +465,7 @@ pub fn start(config: &Config, edges: Edges) -> Result<Handles, SimulatorError> {
         send: server.clone().recipient(),
         watch: server.clone().recipient(),
         flood: server.clone().recipient(),
+        progress: server.clone().recipient(),
         count: server.clone().recipient(),
         drain: server.clone().recipient(),
         probe: server.recipient(),
@@ -557,6 +574,18 @@ impl Handler<Flood> for Server {
     fn handle(&mut self, flood: Flood, _: &mut Self::Context) -> Self::Result {
         let hub = Rc::clone(&self.hub);
         Box::pin(async move { flood::run(&hub, flood).await })
+    }
+}
+
+impl Handler<AskProgress> for Server {
+    type Result = Progress;
+
+    fn handle(&mut self, _: AskProgress, _: &mut Self::Context) -> Self::Result {
+        let flood = self.hub.flood.borrow();
+        flood
+            .as_ref()
+            .map(flood::Table::progress)
+            .unwrap_or_default()
     }
 }
 

@@ -537,3 +537,39 @@ async fn a_flood_of_right_answers_is_clean() {
     let (report, ()) = tokio::join!(a.flood.send(flood(50, Pace::Outstanding(4))), answering);
     assert!(report.unwrap().unwrap().is_clean());
 }
+
+/// Each stream has its own pushes and its own part of what may be unanswered: one that gets no answers does not
+/// hold up the other, and none takes it all.
+#[actix::test]
+async fn streams_of_a_flood_share_it() {
+    let (a, b) = two(Authentication::External).await;
+    let mut requests = b.watch.send(TAKE).await.unwrap();
+    let answering = async {
+        let mut held = Vec::new();
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            let id = next(&mut requests).await.id.unwrap();
+            let number: u32 = id.rsplit('f').next().unwrap().parse().unwrap();
+            seen.push(number);
+            if number % 2 == 0 {
+                held.push(id);
+            } else {
+                let answer = format!("<iq type='result' from='b.test' to='a.test' id='{id}'/>");
+                b.send.send(SendRaw(answer)).await.unwrap().unwrap();
+            }
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 3, 5]);
+        assert_eq!(held.len(), 1);
+        while let Some(id) = held.pop() {
+            let answer = format!("<iq type='result' from='b.test' to='a.test' id='{id}'/>");
+            b.send.send(SendRaw(answer)).await.unwrap().unwrap();
+            if seen.len() < 6 {
+                seen.push(0);
+                held.push(next(&mut requests).await.id.unwrap());
+            }
+        }
+    };
+    let (report, ()) = tokio::join!(a.flood.send(flood(6, Pace::Outstanding(2))), answering);
+    assert!(report.unwrap().unwrap().is_clean());
+}

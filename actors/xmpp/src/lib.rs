@@ -20,6 +20,8 @@ mod accounts;
 mod back;
 mod backlog;
 mod backoff;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod calls;
 mod census;
 pub mod certificates;

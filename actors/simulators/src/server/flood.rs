@@ -17,13 +17,15 @@ use super::outbound::Link;
 use super::stanza;
 use super::stream::{COMPONENT, SERVER};
 use super::xml::{Scope, escaped, parse, tag_end};
-use super::{Flood, FloodReport, Pace, StanzaError, component};
+use super::{Flood, FloodReport, Pace, Progress, StanzaError, component};
 use crate::SimulatorError;
 
 /// Bytes that are put together before they are written.
 const WRITE_BYTES: usize = 64 * 1024;
 /// Mark of a push without an answer.
 const UNANSWERED: u32 = u32::MAX;
+/// Mark of a push that is not written yet, while a later one of another stream is.
+const UNWRITTEN: u32 = u32::MAX;
 /// Most different error answers that are told apart.
 const ERRORS_MAX: usize = 64;
 
@@ -36,24 +38,34 @@ pub(super) struct Table {
     /// Content namespace of the streams that answers may come on.
     namespace: &'static str,
     started: Instant,
-    /// When each push was written, in microseconds since the start.
+    /// When each push was written, in microseconds since the start, or [`UNWRITTEN`]. The streams take turns:
+    /// of two the first has the even numbers, so that each carries its share.
     sent: Vec<u32>,
     /// How much later that was than it was due, in microseconds.
     lateness: Vec<u32>,
     /// How long each took, in microseconds.
     latencies: Vec<u32>,
-    answered: u32,
     last_answer: Instant,
     results: u64,
     errors: BTreeMap<StanzaError, u64>,
     duplicates: u64,
     strays: u64,
+    streams: Vec<Stream>,
     /// Told at each answer.
-    writers: Vec<Rc<Notify>>,
+    answer: Rc<Notify>,
+}
+
+/// What one stream carries.
+#[derive(Default)]
+struct Stream {
+    written: u32,
+    answered: u32,
+    /// Told at each answer to what it carried.
+    told: Rc<Notify>,
 }
 
 impl Table {
-    fn new(hub: &Hub, writers: Vec<Rc<Notify>>) -> Self {
+    fn new(hub: &Hub, streams: usize) -> Self {
         let now = Instant::now();
         Self {
             prefix: format!("{}f", hub.fresh_id()),
@@ -67,13 +79,15 @@ impl Table {
             sent: Vec::new(),
             lateness: Vec::new(),
             latencies: Vec::new(),
-            answered: 0,
             last_answer: now,
             results: 0,
             errors: BTreeMap::new(),
             duplicates: 0,
             strays: 0,
-            writers,
+            streams: std::iter::repeat_with(Stream::default)
+                .take(streams)
+                .collect(),
+            answer: Rc::default(),
         }
     }
 
@@ -83,13 +97,34 @@ impl Table {
         self.last_answer = self.started;
     }
 
-    fn push(&mut self, at: u32) {
-        self.sent.push(at);
-        self.latencies.push(UNANSWERED);
+    /// The number of the next push of a stream.
+    fn next_number(&self, stream: usize) -> u32 {
+        let streams = u32::try_from(self.streams.len()).unwrap_or(u32::MAX);
+        let written = self.streams.get(stream).map_or(0, |stream| stream.written);
+        let turn = u32::try_from(stream).unwrap_or(u32::MAX);
+        written.saturating_mul(streams).saturating_add(turn)
+    }
+
+    /// The next push of a stream is written now.
+    fn push(&mut self, stream: usize, at: u32) {
+        let slot = self.next_number(stream) as usize;
+        if slot >= self.sent.len() {
+            self.sent.resize(slot + 1, UNWRITTEN);
+            self.latencies.resize(slot + 1, UNANSWERED);
+        }
+        if let (Some(sent), Some(stream)) = (self.sent.get_mut(slot), self.streams.get_mut(stream))
+        {
+            *sent = at.min(UNWRITTEN - 1);
+            stream.written += 1;
+        }
     }
 
     fn written(&self) -> u32 {
-        u32::try_from(self.sent.len()).unwrap_or(u32::MAX)
+        self.streams.iter().map(|stream| stream.written).sum()
+    }
+
+    fn answered(&self) -> u32 {
+        self.streams.iter().map(|stream| stream.answered).sum()
     }
 
     /// Takes a stanza from a stream with this content namespace if it answers a push of this flood.
@@ -103,7 +138,7 @@ impl Table {
         let slot = str::from_utf8(number)
             .ok()
             .and_then(|number| number.parse::<usize>().ok())
-            .filter(|&number| number < self.sent.len());
+            .filter(|&number| self.sent.get(number).is_some_and(|&sent| sent != UNWRITTEN));
         let is_right = answer.from == self.service.as_bytes()
             && answer.to == self.domain.as_bytes()
             && namespace == self.namespace
@@ -126,15 +161,17 @@ impl Table {
         *latency = micros_since(self.started)
             .saturating_sub(sent)
             .min(UNANSWERED - 1);
-        self.answered += 1;
         self.last_answer = now;
         match answer.kind {
             b"result" => self.results += 1,
             _ => self.count_error(xml),
         }
-        for writer in &self.writers {
-            writer.notify_one();
+        let turn = slot.checked_rem(self.streams.len()).unwrap_or(0);
+        if let Some(stream) = self.streams.get_mut(turn) {
+            stream.answered += 1;
+            stream.told.notify_one();
         }
+        self.answer.notify_one();
         true
     }
 
@@ -152,12 +189,15 @@ impl Table {
         }
     }
 
-    fn outstanding(&self) -> u32 {
-        self.written().saturating_sub(self.answered)
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            written: self.written(),
+            answered: self.answered(),
+        }
     }
 
     fn report(self) -> FloodReport {
-        let sent = self.sent.len() as u64;
+        let (sent, answered) = (u64::from(self.written()), u64::from(self.answered()));
         let mut latencies_micros = self.latencies;
         latencies_micros.retain(|&latency| latency != UNANSWERED);
         latencies_micros.sort_unstable();
@@ -169,7 +209,7 @@ impl Table {
             errors: self.errors,
             duplicates: self.duplicates,
             strays: self.strays,
-            unanswered: sent - u64::from(self.answered),
+            unanswered: sent - answered,
             elapsed: self.last_answer.duration_since(self.started),
             latencies_micros,
             lateness_micros,
@@ -231,8 +271,14 @@ pub(super) async fn run(hub: &Rc<Hub>, flood: Flood) -> Result<FloodReport, Simu
         Some(_) => 1,
         None => flood.streams.max(1),
     };
-    let told: Vec<Rc<Notify>> = (0..streams).map(|_| Rc::default()).collect();
-    *hub.flood.borrow_mut() = Some(Table::new(hub, told.clone()));
+    let table = Table::new(hub, streams);
+    let answer = Rc::clone(&table.answer);
+    let told: Vec<_> = table
+        .streams
+        .iter()
+        .map(|stream| Rc::clone(&stream.told))
+        .collect();
+    *hub.flood.borrow_mut() = Some(table);
     let _cleared = Cleared(hub);
     let mut links = Vec::new();
     for _ in &told {
@@ -242,12 +288,9 @@ pub(super) async fn run(hub: &Rc<Hub>, flood: Flood) -> Result<FloodReport, Simu
     if let Some(table) = hub.flood.borrow_mut().as_mut() {
         table.begin();
     }
-    let writing = links.iter_mut().zip(&told);
-    try_join_all(writing.map(|(outlet, told)| source.pour(outlet, told))).await?;
-    let mut told = told.into_iter();
-    if let Some(told) = told.next() {
-        source.await_answers(&told).await;
-    }
+    let writing = links.iter_mut().zip(&told).enumerate();
+    try_join_all(writing.map(|(stream, (outlet, told))| source.pour(stream, outlet, told))).await?;
+    source.await_answers(&answer).await;
     for outlet in links {
         outlet.close().await;
     }
@@ -305,8 +348,7 @@ struct Source<'a> {
     tails: Vec<String>,
     pushes: u32,
     pace: Pace,
-    /// Pushes that one stream may take at a time, so that all get some.
-    share: u32,
+    streams: u32,
     patience: Duration,
 }
 
@@ -335,26 +377,28 @@ impl<'a> Source<'a> {
                 flood.pushes
             },
             pace: flood.pace,
-            share: match flood.pace {
-                Pace::Outstanding(outstanding) => (outstanding / streams).max(1),
-                Pace::PerSecond(_) => u32::MAX,
-            },
+            streams,
             patience: flood.patience,
         }
     }
 
-    /// Writes pushes on one stream until there are no more, or answers stay out.
-    async fn pour(&self, outlet: &mut Outlet<'_>, told: &Notify) -> Result<(), SimulatorError> {
+    /// Writes the pushes of one stream until there are no more, or answers stay out.
+    async fn pour(
+        &self,
+        stream: usize,
+        outlet: &mut Outlet<'_>,
+        told: &Notify,
+    ) -> Result<(), SimulatorError> {
         let mut buffer = Vec::with_capacity(2 * WRITE_BYTES);
         loop {
             buffer.clear();
-            let is_more = self.fill(&mut buffer);
+            let is_more = self.fill(stream, &mut buffer);
             if !buffer.is_empty() {
                 outlet.write(&buffer).await?;
             } else if !is_more {
                 return Ok(());
             } else if let Pace::PerSecond(rate) = self.pace {
-                self.await_due(rate).await;
+                self.await_due(stream, rate).await;
             } else if timeout(self.patience, told.notified()).await.is_err() {
                 return Ok(());
             }
@@ -362,48 +406,59 @@ impl<'a> Source<'a> {
     }
 
     /// Puts together what may be written now. False when all has been.
-    fn fill(&self, buffer: &mut Vec<u8>) -> bool {
+    fn fill(&self, stream: usize, buffer: &mut Vec<u8>) -> bool {
         let mut flood = self.hub.flood.borrow_mut();
         let Some(table) = flood.as_mut() else {
             return false;
         };
         let now = micros_since(table.started);
-        let written = table.written();
-        let room = match self.pace {
-            Pace::Outstanding(outstanding) => outstanding
-                .max(1)
-                .saturating_sub(table.outstanding())
-                .min(self.share),
+        // How many may be written, and the number before which they must be.
+        let (room, end) = match self.pace {
+            Pace::Outstanding(outstanding) => {
+                let waiting = table
+                    .streams
+                    .get(stream)
+                    .map_or(0, |stream| stream.written - stream.answered);
+                let room = self.share(stream, outstanding).saturating_sub(waiting);
+                (room, self.pushes)
+            }
             Pace::PerSecond(rate) => {
                 let due = u64::from(now) * u64::from(rate) / 1_000_000 + 1;
-                u32::try_from(due)
-                    .unwrap_or(u32::MAX)
-                    .saturating_sub(written)
+                let due = u32::try_from(due).unwrap_or(u32::MAX);
+                (u32::MAX, due.min(self.pushes))
             }
         };
-        let end = written.saturating_add(room).min(self.pushes);
-        let numbers = (written..end).zip(self.tails.iter().cycle().skip(self.first_tail(written)));
-        for (number, tail) in numbers {
-            if buffer.len() >= WRITE_BYTES {
+        for _ in 0..room {
+            let number = table.next_number(stream);
+            if number >= end || buffer.len() >= WRITE_BYTES {
                 break;
             }
+            let Some(tail) = self.tails.get(self.tail_of(number)) else {
+                break;
+            };
             buffer.extend(self.head.as_bytes());
             // Writing into a vector does not fail.
             let _infallible = write!(buffer, "{number}");
             buffer.extend(tail.as_bytes());
-            table.push(now);
+            table.push(stream, now);
             if let Pace::PerSecond(rate) = self.pace {
                 table.lateness.push(now.saturating_sub(due(number, rate)));
             }
         }
-        table.written() < self.pushes
+        table.next_number(stream) < self.pushes
+    }
+
+    /// Pushes that a stream may have unanswered: its part of all, and one at least.
+    fn share(&self, stream: usize, outstanding: u32) -> u32 {
+        let rest = (outstanding % self.streams) as usize;
+        (outstanding / self.streams + u32::from(stream < rest)).max(1)
     }
 
     /// Sleeps until the next push is due. The timer's steps are milliseconds, and it wakes after the
     /// time rather than before it.
-    async fn await_due(&self, rate: u32) {
+    async fn await_due(&self, stream: usize, rate: u32) {
         let next = self.hub.flood.borrow().as_ref().map(|table| {
-            let due = Duration::from_micros(due(table.written(), rate).into());
+            let due = Duration::from_micros(due(table.next_number(stream), rate).into());
             table.started + due
         });
         if let Some(next) = next {
@@ -412,13 +467,15 @@ impl<'a> Source<'a> {
     }
 
     /// Which device the push with this number goes to.
-    fn first_tail(&self, number: u32) -> usize {
+    fn tail_of(&self, number: u32) -> usize {
         (number as usize).checked_rem(self.tails.len()).unwrap_or(0)
     }
 
     fn is_answer_missing(&self) -> bool {
         let flood = self.hub.flood.borrow();
-        flood.as_ref().is_some_and(|table| table.outstanding() > 0)
+        flood
+            .as_ref()
+            .is_some_and(|table| table.answered() < table.written())
     }
 
     /// Waits for the last answers.
