@@ -3,11 +3,11 @@
 use std::thread::available_parallelism;
 
 use actix_rt::Arbiter;
-use rustix::process::setpriority_process;
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::oneshot;
 
 /// The most that the system knows.
-const NICENESS_MAX: u8 = 19;
+const NICENESS_MAX: i32 = 19;
 
 /// How many lanes to run: one core is left to the control arbiter and the kernel, and there is always
 /// one lane.
@@ -38,13 +38,16 @@ impl Lane {
         }
     }
 
-    /// Starts the thread at a lower priority, of this niceness: it has what others leave.
+    /// Starts the thread at a lower priority, of so much more niceness than this one: it has what others leave.
     #[must_use]
     pub fn start_nice(niceness: u8) -> Self {
         let lane = Self::start();
         lane.arbiter.spawn_fn(move || {
             // On Linux each thread has a niceness of its own, and that of the caller is meant.
-            let set = setpriority_process(None, niceness.min(NICENESS_MAX).into());
+            let set = getpriority_process(None).and_then(|own| {
+                let niceness = own.saturating_add(niceness.into());
+                setpriority_process(None, niceness.min(NICENESS_MAX))
+            });
             if let Err(error) = set {
                 tracing::warn!(%error, "the thread of handshakes cannot be made to yield to the others");
             }
@@ -79,8 +82,6 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
-    use rustix::process::getpriority_process;
-
     use super::*;
 
     #[track_caller]
@@ -101,10 +102,11 @@ mod tests {
     #[actix_rt::test]
     async fn one_that_yields_is_nicer_than_the_others() {
         let niceness = || getpriority_process(None).unwrap();
-        for (niceness_wanted, expected) in [(0, 0), (7, 7), (200, 19)] {
-            let lane = Lane::start_nice(niceness_wanted);
+        for more in [0, 7, 200] {
+            let lane = Lane::start_nice(more);
             let there = lane.build(niceness).await.unwrap();
-            assert_eq!(there, expected.max(niceness()));
+            let expected = niceness() + i32::from(more);
+            assert_eq!(there, expected.min(19));
             lane.stop().await;
         }
     }
