@@ -551,7 +551,7 @@ async fn streams_of_a_flood_share_it() {
             let id = next(&mut requests).await.id.unwrap();
             let number: u32 = id.rsplit('f').next().unwrap().parse().unwrap();
             seen.push(number);
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 held.push(id);
             } else {
                 let answer = format!("<iq type='result' from='b.test' to='a.test' id='{id}'/>");
