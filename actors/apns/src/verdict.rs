@@ -181,7 +181,7 @@ impl Route {
     /// The device token is dead. Whether its registration is, the store knows: it answers the iq.
     fn bury(&self, push: Push, reason: ErrorReason, since: Option<UnixMillis>) {
         let now = self.lane.upstreams.clock().now_millis();
-        // Nobody can know of a death to come: with clocks that differ, whoever has just registered stays.
+        // Nobody can know of a death to come: with clocks that differ, whoever registers from now on stays.
         let invalid_since =
             since.map_or_else(|| now.minus_millis(GRACE_MILLIS), |since| since.min(now));
         let rejected = RejectedToken {

@@ -22,8 +22,8 @@ use crate::accounts::Hold;
 use crate::component::{self, Component};
 use crate::egress::EgressBatch;
 use crate::session::{self, Session};
-use crate::stream::Trace;
 use crate::stream::inbound::Inbound;
+use crate::stream::{Fault, Trace};
 
 /// How often a component's session that is gone is looked for.
 const REVIVAL: Duration = Duration::from_secs(5);
@@ -236,8 +236,9 @@ impl Handler<AdmitStream> for Gate {
 
     fn handle(&mut self, mut admitted: AdmitStream, _: &mut Self::Context) {
         if let Err(error) = admitted.stream.rehome() {
-            let address = admitted.trace.address;
-            return tracing::info!(?address, %error, "a connection could not be taken over");
+            self.lane.counters.streams_refused.add(1);
+            let outcomes = self.lane.ingress.outcomes();
+            return outcomes.failed(&admitted.trace, &Fault::Io(error), None);
         }
         if self.sessions.len() >= self.sweep_at {
             self.sessions.retain(Addr::connected);

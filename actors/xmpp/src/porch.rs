@@ -118,7 +118,11 @@ impl Handler<ReceiveConnection> for Porch {
                 self.handshakes
                     .spawn_local(handshake.run(Box::new(socket), kind, address));
             }
-            Err(error) => tracing::info!(%address, %error, "a connection could not be taken over"),
+            Err(error) => {
+                self.shared.failed.add(1);
+                let outcomes = self.shared.ingress.outcomes();
+                outcomes.failed(&Trace::from(address), &Fault::Io(error), None);
+            }
         }
     }
 }

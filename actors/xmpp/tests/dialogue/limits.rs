@@ -192,6 +192,21 @@ async fn large_stanzas_count_for_more() {
 }
 
 #[actix::test]
+async fn much_white_space_has_a_pace_and_is_told() {
+    let world = World::new();
+    let mut config = world.config();
+    config.stanzas_per_second_max = 20;
+    let mut service = world.start(&config);
+    let mut peer = authenticated(&service, &world).await;
+    let begun = Instant::now();
+    peer.send(&(" ".repeat(100_000) + &publish("next", "node")))
+        .await;
+    service.settle(PushOutcome::Accepted).await;
+    assert!(begun.elapsed().as_millis() >= 900, "{:?}", begun.elapsed());
+    assert!(service.count("shortages_total").await > 0);
+}
+
+#[actix::test]
 async fn a_stanza_declares_so_many_namespaces() {
     let world = World::new();
     let mut config = world.config();
