@@ -6,8 +6,8 @@ use actix_rt::Arbiter;
 use rustix::process::{getpriority_process, setpriority_process};
 use tokio::sync::oneshot;
 
-/// The most that the system knows.
-const NICENESS_MAX: i32 = 19;
+/// The most niceness that the system knows.
+pub(crate) const NICENESS_MAX: u8 = 19;
 
 /// How many lanes to run: one core is left to the control arbiter and the kernel, and there is always
 /// one lane.
@@ -46,7 +46,7 @@ impl Lane {
             // On Linux each thread has a niceness of its own, and that of the caller is meant.
             let set = getpriority_process(None).and_then(|own| {
                 let niceness = own.saturating_add(niceness.into());
-                setpriority_process(None, niceness.min(NICENESS_MAX))
+                setpriority_process(None, niceness.min(NICENESS_MAX.into()))
             });
             if let Err(error) = set {
                 tracing::warn!(%error, "the thread of handshakes cannot be made to yield to the others");

@@ -69,7 +69,7 @@ pub struct Runtime {
     pub lanes: usize,
     /// Most lanes where `lanes` is 0.
     pub lanes_max: usize,
-    /// Niceness of the thread that leads new connections through TLS, 0 to 19.
+    /// What is added to the niceness of the thread that leads new connections through TLS, 0 to 19.
     pub handshake_niceness: u8,
 }
 
@@ -236,6 +236,12 @@ impl Settings {
         if self.runtime.lanes > LANES_MOST {
             say(format!("runtime.lanes: must be at most {LANES_MOST}"));
         }
+        if self.runtime.handshake_niceness > lanes::NICENESS_MAX {
+            say(format!(
+                "runtime.handshake_niceness: must be at most {}",
+                lanes::NICENESS_MAX
+            ));
+        }
         let mut seen = std::collections::BTreeSet::new();
         for domain in &self.domains {
             if !seen.insert(domain.name.to_lowercase()) {
@@ -340,6 +346,19 @@ mod tests {
         settings.runtime.lanes = LANES_MOST;
         assert!(!found(&settings));
         settings.runtime.lanes = LANES_MOST + 1;
+        assert!(found(&settings));
+    }
+
+    #[test]
+    fn more_niceness_than_there_is_is_found() {
+        let mut settings = Settings::default();
+        let found = |settings: &Settings| {
+            let all = settings.inconsistencies();
+            all.iter().any(|one| one.to_string().contains("niceness"))
+        };
+        settings.runtime.handshake_niceness = 19;
+        assert!(!found(&settings));
+        settings.runtime.handshake_niceness = 20;
         assert!(found(&settings));
     }
 }
