@@ -30,7 +30,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// The quiet time after which connections may come faster for a while.
 const BURST: Duration = Duration::from_secs(10);
-/// The pause after a connection, so that the lanes serve who is there while a crowd comes in.
+/// The pause after a connection, so that those on the porch are led on while a crowd comes in.
 const BREATH: Duration = Duration::from_millis(1);
 
 /// What a listener accepts.

@@ -1,7 +1,7 @@
 //! Where strangers wait: leads each new connection through TLS, and hands it to the lane that has least to do.
 //!
-//! It runs on a thread of its own that yields to the lanes: who has not come through a handshake yet, which costs
-//! more than a hundred pushes do, takes nothing from those who are inside.
+//! It runs on a thread of its own that yields to the lanes: who has not come through a handshake yet, which takes
+//! as long as eighty pushes, takes little from those who are inside.
 
 use std::cell::Cell;
 use std::io;
