@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::yield_now;
 use tokio::time::timeout;
@@ -207,8 +207,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             return Poll::Ready(Err(error));
         }
         let before = self.buffer.len();
+        let turn = TURN_BYTES.saturating_sub(self.turn.bytes);
         loop {
-            let read = pin!(self.io.read_buf(&mut self.buffer)).poll(cx);
+            // A TLS connection fills whatever room there is, which behind a large stanza is many times a turn.
+            let room = turn.saturating_sub(self.buffer.len() - before);
+            let mut into = (&mut self.buffer).limit(room);
+            let read = pin!(self.io.read_buf(&mut into)).poll(cx);
             let all = self.buffer.len() - before;
             match read {
                 Poll::Pending if all == 0 => {
@@ -218,7 +222,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
                 Poll::Ready(Err(error)) if all == 0 => return Poll::Ready(Err(error)),
                 Poll::Ready(Ok(more)) if more > 0 => {
                     let is_full = self.buffer.len() == self.buffer.capacity();
-                    if !is_full && self.turn.bytes + all < TURN_BYTES {
+                    if !is_full && all < turn {
                         continue;
                     }
                 }
@@ -322,7 +326,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
                 self.rest().await;
                 self.buffer.clear();
                 self.buffer.reserve(READ_BYTES);
-                match self.io.read_buf(&mut self.buffer).await? {
+                let mut into = (&mut self.buffer).limit(TURN_BYTES);
+                match self.io.read_buf(&mut into).await? {
                     0 => break,
                     read => heard += read,
                 }
@@ -351,7 +356,7 @@ mod tests {
 
     use super::*;
 
-    /// A connection on which this comes, a read each, and then its end.
+    /// A connection on which this comes, a read each if there is room for it, and then its end.
     struct Comes(VecDeque<io::Result<Vec<u8>>>);
 
     impl AsyncRead for Comes {
@@ -361,7 +366,11 @@ mod tests {
             buffer: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
             match self.0.pop_front() {
-                Some(Ok(bytes)) => {
+                Some(Ok(mut bytes)) => {
+                    let rest = bytes.split_off(bytes.len().min(buffer.remaining()));
+                    if !rest.is_empty() {
+                        self.0.push_front(Ok(rest));
+                    }
                     buffer.put_slice(&bytes);
                     Poll::Ready(Ok(()))
                 }
@@ -423,5 +432,13 @@ mod tests {
         assert_eq!(framed.buffer.len(), 16_384);
         framed.fill().await.unwrap();
         assert_eq!(framed.buffer.len(), 20_480);
+    }
+
+    #[tokio::test]
+    async fn room_for_a_large_stanza_makes_no_turn_longer() {
+        let mut framed = framed([Ok(vec![b'x'; 100_000])]);
+        framed.buffer.reserve(100_000);
+        framed.fill().await.unwrap();
+        assert_eq!(framed.buffer.len(), 16_384);
     }
 }
