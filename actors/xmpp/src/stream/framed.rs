@@ -1,6 +1,6 @@
 //! A byte stream read unit by unit.
 
-use std::future::{Future as _, poll_fn};
+use std::future::{Future as _, pending, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::{self, Poll};
@@ -32,11 +32,12 @@ const CLOSE: &[u8] = b"</stream:stream>";
 /// What the buffer of each stream may take without being accounted for, and keep while there is nothing in
 /// it: ordinary stanzas need no more.
 const KEPT_BYTES: usize = 2 * READ_BYTES;
-/// How long a closed stream is read on, so that the peer gets our last words before the reset that
-/// unread data would cause.
+/// How long a closed stream is kept, so that the peer gets our last words before the reset that unread data
+/// would cause.
 const LINGER: Duration = Duration::from_secs(2);
-/// How much of it is read at most: a peer that talks on costs no more than a large stanza does.
-const LINGER_BYTES: usize = 1 << 20;
+/// How much of it is read meanwhile. Whoever has more to say is not listened to: its words would have to be
+/// deciphered first, and the lane has better to do.
+const LINGER_BYTES: usize = 2 * READ_BYTES;
 
 /// A connection, its receive buffer, and what is known of the stream in it.
 pub(crate) struct Framed<T> {
@@ -326,13 +327,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
                 self.rest().await;
                 self.buffer.clear();
                 self.buffer.reserve(READ_BYTES);
-                let mut into = (&mut self.buffer).limit(TURN_BYTES);
+                let mut into = (&mut self.buffer).limit(READ_BYTES);
                 match self.io.read_buf(&mut into).await? {
-                    0 => break,
+                    0 => return Ok::<(), io::Error>(()),
                     read => heard += read,
                 }
             }
-            Ok::<(), io::Error>(())
+            self.buffer = BytesMut::new();
+            pending().await
         };
         // Whatever happens, the connection is over.
         let _ = timeout(LINGER, goodbye).await;
@@ -353,6 +355,7 @@ mod tests {
     use std::pin::Pin;
 
     use tokio::io::ReadBuf;
+    use tokio::time;
 
     use super::*;
 
@@ -440,5 +443,25 @@ mod tests {
         framed.buffer.reserve(100_000);
         framed.fill().await.unwrap();
         assert_eq!(framed.buffer.len(), 16_384);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_stream_is_kept_but_not_read_on_and_on() {
+        let kept = async |said: usize| {
+            let (io, mut peer) = tokio::io::duplex(1 << 20);
+            peer.write_all(&vec![b'x'; said]).await.unwrap();
+            let limits = crate::Config::default().limits();
+            let framed = Framed::new(io, limits, Duration::from_secs(1));
+            let before = time::Instant::now();
+            let closing = tokio::spawn(framed.close(None));
+            let mut heard = String::new();
+            peer.read_to_string(&mut heard).await.unwrap();
+            assert_eq!(heard, "</stream:stream>");
+            peer.shutdown().await.unwrap();
+            closing.await.unwrap();
+            before.elapsed()
+        };
+        assert_eq!(kept(20_000).await, Duration::ZERO);
+        assert_eq!(kept(200_000).await, LINGER);
     }
 }
