@@ -318,6 +318,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             }
             bytes.extend_from_slice(CLOSE);
         }
+        self.buffer = BytesMut::new();
+        self.room = None;
         let goodbye = async {
             self.io.write_all(&bytes).await?;
             self.io.shutdown().await?;
