@@ -21,8 +21,17 @@ pub(crate) struct Element {
 struct Attribute {
     /// None for an attribute without prefix.
     namespace: Option<Arc<str>>,
-    name: Box<str>,
-    value: Box<str>,
+    /// Name and value, one behind the other: one allocation.
+    text: Box<str>,
+    /// Bytes of the name.
+    name: usize,
+}
+
+impl Attribute {
+    fn value_of(&self, name: &str) -> Option<&str> {
+        let is_it = self.namespace.is_none() && self.name == name.len();
+        is_it.then(|| self.text.strip_prefix(name)).flatten()
+    }
 }
 
 #[derive(PartialEq, Eq)]
@@ -81,10 +90,8 @@ impl Element {
 
     /// An attribute without prefix.
     pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
-        self.attributes
-            .iter()
-            .find(|attribute| attribute.namespace.is_none() && *attribute.name == *name)
-            .map(|attribute| &*attribute.value)
+        let mut attributes = self.attributes.iter();
+        attributes.find_map(|attribute| attribute.value_of(name))
     }
 
     /// The child elements.
@@ -126,8 +133,8 @@ impl Element {
     fn of(events: &Events<'_, '_>) -> Self {
         let attributes = events.attributes().iter().map(|attribute| Attribute {
             namespace: attribute.prefix.map(|prefix| events.shared(Some(prefix))),
-            name: attribute.name.into(),
-            value: (*attribute.value).into(),
+            text: [attribute.name, &attribute.value].concat().into(),
+            name: attribute.name.len(),
         });
         Self {
             name: events.name().into(),
@@ -214,6 +221,20 @@ mod tests {
         assert!(children[3].is("c", "urn:c"));
         assert!(children[4].is("d", ns::STREAMS));
         assert_eq!(children[0].attribute("b"), None);
+    }
+
+    #[test]
+    fn attributes_are_told_apart_from_the_beginnings_of_others() {
+        let element = read("<a id1='2' id='1' i='d'/>");
+        for (name, value) in [
+            ("id", Some("1")),
+            ("id1", Some("2")),
+            ("i", Some("d")),
+            ("id12", None),
+            ("", None),
+        ] {
+            assert_eq!(element.attribute(name), value, "{name}");
+        }
     }
 
     #[test]

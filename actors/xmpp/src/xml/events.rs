@@ -1,11 +1,14 @@
 //! A strict reader of one unit.
 //!
-//! quick-xml finds the events and matches end tags. It is lenient in ways that XML is not, and leaves
-//! namespaces of slices without their stream header unresolved, so this reader adds: no control or
-//! other forbidden characters, raw or as references; names that are names; white space between
-//! attributes and no `<` in their values; no duplicate attributes; no unbound prefix or illegal
-//! binding; no `]]>` in text; no entity but the predefined five; nothing outside the root; no comments,
-//! processing instructions or DTDs.
+//! Refused are: control or other forbidden characters, raw or as references; names that are not names; end
+//! tags with another name; attributes without white space between them or with `<` in their values; duplicate
+//! attributes; unbound prefixes and illegal bindings; `]]>` in text; entities but the predefined five;
+//! anything outside the root; comments, processing instructions and DTDs.
+//!
+//! Tags and text, which is nearly all of a stanza, go through [`super::scanner`]: quick-xml would copy the name
+//! of each open element to a stack that begins anew in each stanza, and knows neither what of this it has to
+//! refuse nor the namespaces of the stream header, so that each tag would be looked at once more. It reads the
+//! markup that is no tag, and is what the tests compare this reader with.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -15,14 +18,17 @@ use quick_xml::Reader;
 use quick_xml::events::Event as Raw;
 use smallvec::SmallVec;
 
+pub(crate) use super::scanner::Attribute;
+use super::scanner::{Name, Scanner, has_forbidden_characters, plain_text};
 use super::{Namespaces, XmlError, ns};
 
 /// Most namespace declarations in scope inside one unit. Names are resolved by a linear search, and
 /// real stanzas have fewer than ten.
 const BINDINGS_MAX: usize = 64;
-/// So many declarations are in scope in a publish, and so many attributes in one of its tags: for them nothing
-/// is allocated.
+/// So many declarations are in scope in a publish, so many elements are open in it, and so many attributes are in
+/// one of its tags: for them nothing is allocated.
 const BINDINGS_MOSTLY: usize = 4;
+const OPEN_MOSTLY: usize = 8;
 const ATTRIBUTES_MOSTLY: usize = 6;
 /// So many attributes are compared each with each other; more are sorted.
 const FEW: usize = 8;
@@ -40,28 +46,12 @@ pub(crate) enum Event<'a> {
     Eof,
 }
 
-/// An attribute that is no namespace declaration.
-pub(crate) struct Attribute<'a> {
-    /// Prefix as written.
-    pub(crate) prefix: Option<&'a str>,
-    /// Name without the prefix.
-    pub(crate) name: &'a str,
-    /// Unescaped value.
-    pub(crate) value: Cow<'a, str>,
-}
-
-impl Attribute<'_> {
-    fn is_declaration(&self) -> bool {
-        match self.prefix {
-            None => self.name == "xmlns",
-            Some(prefix) => prefix == "xmlns",
-        }
-    }
-}
-
 /// A namespace declaration inside the unit.
 struct Binding<'a> {
-    depth: u32,
+    /// How many elements are open in the one that declares it, with this one.
+    depth: usize,
+    /// See [`key`].
+    key: u64,
     /// `None` for the default namespace. An empty text would do, but the comparison of two empty texts
     /// is a masked load from an address that is none, which cost two thirds of the reading of a publish.
     prefix: Option<&'a str>,
@@ -72,18 +62,17 @@ struct Binding<'a> {
 
 /// Reads a unit event by event. Strings borrow from the unit unless they need unescaping.
 pub(crate) struct Events<'a, 'n> {
-    unit: &'a str,
-    reader: Reader<&'a [u8]>,
+    scanner: Scanner<'a>,
     inherited: &'n Namespaces,
     bindings: SmallVec<[Binding<'a>; BINDINGS_MOSTLY]>,
-    /// Open elements.
-    depth: u32,
+    /// The names of the open elements, as written.
+    open: SmallVec<[&'a str; OPEN_MOSTLY]>,
     /// Whether the root was seen.
     rooted: bool,
     /// Whether the element that began last is an empty-element tag, so that its end comes next.
     empty: bool,
-    /// Prefix and local name of the element that began last.
-    name: (Option<&'a str>, &'a str),
+    /// Name of the element that began last.
+    name: Name<'a>,
     /// Attributes of the element that began last.
     attributes: SmallVec<[Attribute<'a>; ATTRIBUTES_MOSTLY]>,
 }
@@ -94,18 +83,17 @@ impl<'a, 'n> Events<'a, 'n> {
     /// # Errors
     /// [`XmlError::NotWellFormed`] when it holds a character that XML cannot carry.
     pub(crate) fn new(unit: &'a str, inherited: &'n Namespaces) -> Result<Self, XmlError> {
-        if has_forbidden_characters(unit.as_bytes()) {
+        if has_forbidden_characters(unit) {
             return Err(XmlError::NotWellFormed);
         }
         Ok(Self {
-            unit,
-            reader: Reader::from_str(unit),
+            scanner: Scanner::new(unit),
             inherited,
             bindings: SmallVec::new(),
-            depth: 0,
+            open: SmallVec::new(),
             rooted: false,
             empty: false,
-            name: (None, ""),
+            name: Name::default(),
             attributes: SmallVec::new(),
         })
     }
@@ -117,43 +105,21 @@ impl<'a, 'n> Events<'a, 'n> {
     pub(crate) fn next(&mut self) -> Result<Event<'a>, XmlError> {
         if self.empty {
             self.empty = false;
-            return self.end();
+            self.end();
+            return Ok(Event::End);
         }
         loop {
-            let before = self.reader.buffer_position();
-            let raw = self.reader.read_event();
-            match raw.map_err(|_| XmlError::NotWellFormed)? {
-                Raw::Start(_) => return self.start(before, ">"),
-                Raw::Empty(_) => {
-                    self.empty = true;
-                    return self.start(before, "/>");
-                }
-                Raw::End(_) => return self.end(),
-                Raw::Text(text) => {
-                    let text = text.into_inner();
-                    if ends_cdata(text.as_bytes()) {
-                        return Err(XmlError::NotWellFormed);
-                    }
-                    if self.depth > 0 {
-                        return Ok(Event::Text(with_plain_line_ends(text)));
-                    }
-                    if !text.bytes().all(is_whitespace) {
-                        return Err(XmlError::NotWellFormed);
-                    }
-                }
-                Raw::GeneralRef(reference) if self.depth > 0 => {
-                    return resolve_reference(&reference.into_inner()).map(Event::Text);
-                }
-                Raw::GeneralRef(_) => return Err(XmlError::NotWellFormed),
-                Raw::Eof if self.depth == 0 && self.rooted => return Ok(Event::Eof),
-                Raw::Eof => return Err(XmlError::NotWellFormed),
-                Raw::CData(text) if self.depth > 0 => {
-                    return Ok(Event::Text(with_plain_line_ends(text.into_inner())));
-                }
-                Raw::CData(_) => return Err(XmlError::NotWellFormed),
-                Raw::Comment(_) | Raw::Decl(_) | Raw::PI(_) | Raw::DocType(_) => {
-                    return Err(XmlError::RestrictedXml);
-                }
+            let inside = !self.open.is_empty();
+            match self.scanner.rest().as_bytes() {
+                [b'<', b'/', ..] => return self.end_tag(),
+                [b'<', b'!' | b'?', ..] => return self.other_markup(),
+                [b'<', ..] => return self.start_tag(),
+                [_, ..] if inside => return self.scanner.text().map(Event::Text),
+                [] if !inside && self.rooted => return Ok(Event::Eof),
+                [] => return Err(XmlError::NotWellFormed),
+                // Outside the root only white space may stand.
+                [_, ..] if self.scanner.skip_blanks() => {}
+                [_, ..] => return Err(XmlError::NotWellFormed),
             }
         }
     }
@@ -198,10 +164,10 @@ impl<'a, 'n> Events<'a, 'n> {
     /// # Errors
     /// As [`Events::next`].
     pub(crate) fn finish(&mut self, mut text: impl FnMut(Cow<'a, str>)) -> Result<(), XmlError> {
-        let inside = self.depth;
-        while self.depth >= inside {
+        let inside = self.open.len();
+        while self.open.len() >= inside {
             match self.next()? {
-                Event::Text(piece) if self.depth == inside => text(piece),
+                Event::Text(piece) if self.open.len() == inside => text(piece),
                 Event::Eof => return Err(XmlError::NotWellFormed),
                 Event::Start | Event::Text(_) | Event::End => {}
             }
@@ -242,12 +208,12 @@ impl<'a, 'n> Events<'a, 'n> {
 
     /// The local name of the element that began last.
     pub(crate) const fn name(&self) -> &'a str {
-        self.name.1
+        self.name.local
     }
 
     /// The prefix of the element that began last.
     pub(crate) const fn prefix(&self) -> Option<&'a str> {
-        self.name.0
+        self.name.prefix
     }
 
     /// The namespace of the element that began last, empty for none.
@@ -287,9 +253,7 @@ impl<'a, 'n> Events<'a, 'n> {
     /// The namespace bound to a prefix; without prefix, the default namespace, which is empty if there
     /// is none.
     pub(crate) fn resolve(&self, prefix: Option<&str>) -> Option<&str> {
-        let declared = self.bindings.iter().rev();
-        let mut declared = declared.filter(|binding| binding.prefix == prefix);
-        match declared.next() {
+        match self.binding(prefix) {
             Some(binding) => Some(&binding.namespace),
             None => self.inherited.find(prefix).or(match prefix {
                 None => Some(""),
@@ -299,10 +263,16 @@ impl<'a, 'n> Events<'a, 'n> {
         }
     }
 
+    /// The innermost declaration of a prefix in the unit.
+    fn binding(&self, prefix: Option<&str>) -> Option<&Binding<'a>> {
+        let key = key(prefix);
+        let mut declared = self.bindings.iter().rev();
+        declared.find(|binding| binding.key == key && binding.prefix == prefix)
+    }
+
     /// As [`Events::resolve`], to be kept.
     pub(crate) fn shared(&self, prefix: Option<&str>) -> Arc<str> {
-        let mut declared = self.bindings.iter().rev();
-        if let Some(binding) = declared.find(|binding| binding.prefix == prefix) {
+        if let Some(binding) = self.binding(prefix) {
             let shared = binding.shared.get_or_init(|| (*binding.namespace).into());
             return Arc::clone(shared);
         }
@@ -312,72 +282,112 @@ impl<'a, 'n> Events<'a, 'n> {
         }
     }
 
-    /// Takes the tag from `before` to where the reader stands now, less `closing`.
-    fn start(&mut self, before: u64, closing: &str) -> Result<Event<'a>, XmlError> {
-        if self.depth == 0 && self.rooted {
+    fn start_tag(&mut self) -> Result<Event<'a>, XmlError> {
+        if self.open.is_empty() && self.rooted {
             return Err(XmlError::NotWellFormed);
         }
         self.rooted = true;
-        self.depth += 1;
-        let tag = self.slice(before, self.reader.buffer_position())?;
-        let content = tag
-            .strip_prefix('<')
-            .and_then(|tag| tag.strip_suffix(closing));
-        let content = content.ok_or(XmlError::NotWellFormed)?;
-        let end = content.bytes().position(is_whitespace);
-        let (name, attributes) = content.split_at(end.unwrap_or(content.len()));
-        self.name = split_name(name)?;
-        self.scan_attributes(attributes)?;
+        self.scanner.take(1);
+        self.name = self.scanner.name()?;
+        self.open.push(self.name.whole);
+        self.scan_attributes()?;
         if self.prefix() == Some("xmlns") || self.resolve(self.prefix()).is_none() {
             return Err(XmlError::NotWellFormed);
         }
         Ok(Event::Start)
     }
 
-    fn end(&mut self) -> Result<Event<'a>, XmlError> {
-        while (self.bindings.last()).is_some_and(|binding| binding.depth == self.depth) {
-            self.bindings.pop();
+    fn end_tag(&mut self) -> Result<Event<'a>, XmlError> {
+        self.scanner.take(2);
+        let name = self.open.last().ok_or(XmlError::NotWellFormed)?;
+        let matches = self.scanner.skip(name);
+        self.scanner.skip_blanks();
+        if !matches || !self.scanner.skip(">") {
+            return Err(XmlError::NotWellFormed);
         }
-        self.depth = self.depth.checked_sub(1).ok_or(XmlError::NotWellFormed)?;
+        self.end();
         Ok(Event::End)
     }
 
-    fn slice(&self, from: u64, to: u64) -> Result<&'a str, XmlError> {
-        let from = usize::try_from(from).map_err(|_| XmlError::NotWellFormed)?;
-        let to = usize::try_from(to).map_err(|_| XmlError::NotWellFormed)?;
-        self.unit.get(from..to).ok_or(XmlError::NotWellFormed)
+    /// Forgets the innermost element and what it declared.
+    fn end(&mut self) {
+        let depth = self.open.len();
+        while (self.bindings.last()).is_some_and(|binding| binding.depth == depth) {
+            self.bindings.pop();
+        }
+        self.open.pop();
     }
 
-    fn scan_attributes(&mut self, raw: &'a str) -> Result<(), XmlError> {
-        self.attributes.clear();
-        let mut declares = false;
-        for attribute in scan_attributes(raw) {
-            let attribute = attribute?;
-            declares |= attribute.is_declaration();
-            self.attributes.push(attribute);
+    /// Takes a CDATA section; there is no other markup that may come.
+    fn other_markup(&mut self) -> Result<Event<'a>, XmlError> {
+        let mut reader = Reader::from_str(self.scanner.rest());
+        let raw = reader.read_event().map_err(|_| XmlError::NotWellFormed)?;
+        match raw {
+            Raw::CData(text) if !self.open.is_empty() => {
+                let len = usize::try_from(reader.buffer_position());
+                self.scanner.take(len.map_err(|_| XmlError::NotWellFormed)?);
+                match text.into_inner() {
+                    Cow::Borrowed(text) => plain_text(text).map(Event::Text),
+                    text @ Cow::Owned(_) => Ok(Event::Text(text)),
+                }
+            }
+            Raw::Comment(_) | Raw::Decl(_) | Raw::PI(_) | Raw::DocType(_) => {
+                Err(XmlError::RestrictedXml)
+            }
+            _ => Err(XmlError::NotWellFormed),
         }
-        let names = self
-            .attributes
-            .iter()
-            .map(|attribute| (attribute.name, attribute.prefix));
-        if has_twins(names) {
+    }
+
+    /// Takes what follows the name in a start tag.
+    fn scan_attributes(&mut self) -> Result<(), XmlError> {
+        self.attributes.clear();
+        let declared = self.bindings.len();
+        loop {
+            let blank = self.scanner.skip_blanks();
+            match self.scanner.rest().as_bytes() {
+                [b'>', ..] => {
+                    self.scanner.take(1);
+                    break;
+                }
+                [b'/', b'>', ..] => {
+                    self.scanner.take(2);
+                    self.empty = true;
+                    break;
+                }
+                _ if blank => {
+                    let attribute = self.scanner.attribute()?;
+                    match attribute.prefix {
+                        None if attribute.name == "xmlns" => self.bind(None, attribute.value),
+                        Some("xmlns") => self.bind(Some(attribute.name), attribute.value),
+                        _ => self.attributes.push(attribute),
+                    }
+                }
+                _ => return Err(XmlError::NotWellFormed),
+            }
+        }
+        self.check_attributes(declared)
+    }
+
+    fn bind(&mut self, prefix: Option<&'a str>, namespace: Cow<'a, str>) {
+        self.bindings.push(Binding {
+            depth: self.open.len(),
+            key: key(prefix),
+            prefix,
+            namespace,
+            shared: OnceCell::new(),
+        });
+    }
+
+    /// Checks the declarations of a tag, the first of which is the one at `first`.
+    fn check_bindings(&self, first: usize) -> Result<(), XmlError> {
+        let new = self.bindings.get(first..).unwrap_or_default();
+        if has_twins(new.iter().map(|binding| binding.prefix)) {
             return Err(XmlError::NotWellFormed);
         }
-        if declares {
-            self.bind()?;
-        }
-        self.check_prefixes()
-    }
-
-    /// Moves the declarations among the attributes to the bindings.
-    fn bind(&mut self) -> Result<(), XmlError> {
-        let depth = self.depth;
-        let declares = |attribute: &mut Attribute<'_>| attribute.is_declaration();
-        for attribute in self.attributes.drain_filter(declares) {
-            let prefix = attribute.prefix.map(|_| attribute.name);
-            let namespace = attribute.value;
+        for (at, binding) in new.iter().enumerate() {
+            let namespace = &*binding.namespace;
             let reserved = namespace == ns::XML || namespace == ns::XMLNS;
-            let legal = match prefix {
+            let legal = match binding.prefix {
                 None => !reserved,
                 Some("xml") => namespace == ns::XML,
                 Some("xmlns") => false,
@@ -386,35 +396,47 @@ impl<'a, 'n> Events<'a, 'n> {
             if !legal {
                 return Err(XmlError::NotWellFormed);
             }
-            if self.bindings.len() >= BINDINGS_MAX {
+            if first + at >= BINDINGS_MAX {
                 return Err(XmlError::TooManyNamespaces);
             }
-            self.bindings.push(Binding {
-                depth,
-                prefix,
-                namespace,
-                shared: OnceCell::new(),
-            });
         }
         Ok(())
     }
 
-    /// Refuses unbound prefixes, and two prefixes of one namespace with the same attribute.
-    fn check_prefixes(&self) -> Result<(), XmlError> {
-        let prefixed = || (self.attributes.iter()).filter(|attribute| attribute.prefix.is_some());
-        // Mostly there are none. The namespaces are looked up once: there may be many to search.
-        if prefixed().next().is_none() {
-            return Ok(());
-        }
-        let named: Vec<_> = prefixed()
-            .map(|attribute| (attribute.name, self.resolve(attribute.prefix)))
-            .collect();
-        let unbound = named.iter().any(|(_, namespace)| namespace.is_none());
-        match unbound || has_twins(named.into_iter()) {
+    /// Refuses two of the same attributes and unbound prefixes; the first declaration of the tag is the one at
+    /// `declared`.
+    fn check_attributes(&self, declared: usize) -> Result<(), XmlError> {
+        let bound = self.check_bindings(declared);
+        let mut attributes = self.attributes.iter();
+        let wrong = if bound.is_ok() && attributes.any(|attribute| attribute.prefix.is_some()) {
+            // Attributes of one prefix are of one namespace, so that these need not be compared by prefix. The
+            // namespaces are looked up once: there may be many to search.
+            let named = self.attributes.iter().map(|attribute| {
+                let prefix = attribute.prefix;
+                (
+                    attribute.name,
+                    prefix.map(|prefix| self.resolve(Some(prefix))),
+                )
+            });
+            let named: SmallVec<[_; ATTRIBUTES_MOSTLY]> = named.collect();
+            named.iter().any(|(_, namespace)| *namespace == Some(None)) || has_twins(named.iter())
+        } else {
+            let attributes = self.attributes.iter();
+            has_twins(attributes.map(|attribute| (attribute.name, attribute.prefix)))
+        };
+        match wrong {
             true => Err(XmlError::NotWellFormed),
-            false => Ok(()),
+            false => bound,
         }
     }
+}
+
+/// Something of a prefix that differs between most of them and is quicker to compare: its beginning, after a one.
+fn key(prefix: Option<&str>) -> u64 {
+    let beginning = prefix.unwrap_or_default().bytes().take(7);
+    beginning.fold(u64::from(prefix.is_some()), |key, byte| {
+        key << 8 | u64::from(byte)
+    })
 }
 
 /// Whether two of these are the same.
@@ -436,170 +458,10 @@ fn has_twins<T: Ord>(named: impl ExactSizeIterator<Item = T> + Clone) -> bool {
         .any(|pair| matches!(pair, [one, other] if one == other))
 }
 
-/// Reads what follows the name in a tag: attributes, each after white space.
-pub(super) fn scan_attributes(raw: &str) -> impl Iterator<Item = Result<Attribute<'_>, XmlError>> {
-    let mut rest = Some(raw);
-    std::iter::from_fn(move || {
-        let raw = rest.take()?;
-        let trimmed = trim_start(raw);
-        if trimmed.is_empty() {
-            return None;
-        }
-        if trimmed.len() == raw.len() {
-            return Some(Err(XmlError::NotWellFormed));
-        }
-        Some(scan_attribute(trimmed).map(|(attribute, behind)| {
-            rest = Some(behind);
-            attribute
-        }))
-    })
-}
-
-fn scan_attribute(raw: &str) -> Result<(Attribute<'_>, &str), XmlError> {
-    let (name, rest) = split_at_byte(raw, b'=').ok_or(XmlError::NotWellFormed)?;
-    let (prefix, name) = split_name(name.trim_end_matches(WHITESPACE))?;
-    let rest = trim_start(rest);
-    let (value, rest) = match rest.strip_prefix('\'') {
-        Some(rest) => split_at_byte(rest, b'\''),
-        None => (rest.strip_prefix('"')).and_then(|rest| split_at_byte(rest, b'"')),
-    }
-    .ok_or(XmlError::NotWellFormed)?;
-    let attribute = Attribute {
-        prefix,
-        name,
-        value: unescape_value(value)?,
-    };
-    Ok((attribute, rest))
-}
-
-/// What stands before the first `byte`, which is ASCII, and what stands behind it. Names and values are so
-/// short that looking at each byte costs less than setting out to search.
-fn split_at_byte(text: &str, byte: u8) -> Option<(&str, &str)> {
-    let at = text.bytes().position(|other| other == byte)?;
-    Some((text.get(..at)?, text.get(at + 1..)?))
-}
-
-/// The text behind leading white space.
-fn trim_start(text: &str) -> &str {
-    let blank = text.bytes().take_while(|byte| is_whitespace(*byte)).count();
-    text.get(blank..).unwrap_or_default()
-}
-
-/// Unescapes and normalises an attribute value (XML 1.0 §3.3.3).
-fn unescape_value(raw: &str) -> Result<Cow<'_, str>, XmlError> {
-    let special = |byte| matches!(byte, b'<' | b'&' | b'\t' | b'\n' | b'\r');
-    if !raw.bytes().any(special) {
-        return Ok(Cow::Borrowed(raw));
-    }
-    let mut value = String::with_capacity(raw.len());
-    let mut rest = raw;
-    while let Some(at) = rest.bytes().position(special) {
-        let (plain, tail) = rest.split_at(at);
-        value.push_str(plain);
-        if let Some(tail) = tail.strip_prefix('&') {
-            let (reference, tail) = tail.split_once(';').ok_or(XmlError::NotWellFormed)?;
-            value.push_str(&resolve_reference(reference)?);
-            rest = tail;
-        } else if tail.starts_with('<') {
-            return Err(XmlError::NotWellFormed);
-        } else {
-            value.push(' ');
-            let tail = tail.strip_prefix("\r\n").or_else(|| tail.get(1..));
-            rest = tail.unwrap_or_default();
-        }
-    }
-    value.push_str(rest);
-    Ok(Cow::Owned(value))
-}
-
-/// The text of `&reference;`.
-fn resolve_reference(reference: &str) -> Result<Cow<'static, str>, XmlError> {
-    let code = match reference {
-        "amp" => return Ok(Cow::Borrowed("&")),
-        "lt" => return Ok(Cow::Borrowed("<")),
-        "gt" => return Ok(Cow::Borrowed(">")),
-        "apos" => return Ok(Cow::Borrowed("'")),
-        "quot" => return Ok(Cow::Borrowed("\"")),
-        other => match other.strip_prefix('#') {
-            Some(code) => code,
-            None if is_name(other) => return Err(XmlError::RestrictedXml),
-            None => return Err(XmlError::NotWellFormed),
-        },
-    };
-    let (digits, radix) = match code.strip_prefix('x') {
-        Some(digits) => (digits, 16),
-        None => (code, 10),
-    };
-    if !digits.chars().all(|c| c.is_digit(radix)) {
-        return Err(XmlError::NotWellFormed);
-    }
-    u32::from_str_radix(digits, radix)
-        .ok()
-        .and_then(char::from_u32)
-        .filter(|c| is_character(*c))
-        .map(|c| Cow::Owned(c.to_string()))
-        .ok_or(XmlError::NotWellFormed)
-}
-
-/// Splits a qualified name into prefix and local name.
-fn split_name(name: &str) -> Result<(Option<&str>, &str), XmlError> {
-    let (prefix, local) = match split_at_byte(name, b':') {
-        Some((prefix, local)) if is_name(prefix) => (Some(prefix), local),
-        Some(_) => return Err(XmlError::NotWellFormed),
-        None => (None, name),
-    };
-    match is_name(local) {
-        true => Ok((prefix, local)),
-        false => Err(XmlError::NotWellFormed),
-    }
-}
-
-/// Whether this is a name without colon (XML Names §3). Beyond ASCII everything counts as a letter.
-fn is_name(name: &str) -> bool {
-    let mut bytes = name.bytes();
-    bytes
-        .next()
-        .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_' || b >= 0x80)
-        && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.') || b >= 0x80)
-}
-
-const WHITESPACE: [char; 4] = [' ', '\t', '\r', '\n'];
-
-const fn is_whitespace(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
-}
-
-/// Whether XML can carry this character (XML 1.0 §2.2).
-const fn is_character(c: char) -> bool {
-    matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
-}
-
-fn has_forbidden_characters(bytes: &[u8]) -> bool {
-    // Without a branch per byte, so that it vectorises.
-    let control = |chunk: &[u8]| {
-        let bad = |byte: u8| u8::from(byte < 0x20) & u8::from(!is_whitespace(byte));
-        chunk.iter().fold(0, |found, byte| found | bad(*byte)) != 0
-    };
-    let beyond = |at| matches!(bytes.get(at..at + 3), Some([_, 0xbf, 0xbe | 0xbf]));
-    bytes.chunks(256).any(control) || memchr::memchr_iter(0xef, bytes).any(beyond)
-}
-
-/// Whether text has in it what only a CDATA section may end with.
-fn ends_cdata(text: &[u8]) -> bool {
-    let closed = |at: usize| text.get(..at).is_some_and(|before| before.ends_with(b"]]"));
-    memchr::memchr_iter(b'>', text).any(closed)
-}
-
-/// Line ends as XML reports them (XML 1.0 §2.11).
-fn with_plain_line_ends(text: Cow<'_, str>) -> Cow<'_, str> {
-    match memchr::memchr(b'\r', text.as_bytes()) {
-        Some(_) => Cow::Owned(text.replace("\r\n", "\n").replace('\r', "\n")),
-        None => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Everything in a unit, or the first error.
@@ -766,6 +628,26 @@ mod tests {
             "x<a/>",
             "&amp;<a/>",
             "<a/>&amp;",
+            // End tags.
+            "<a></b>",
+            "<a></ab>",
+            "<ab></a>",
+            "<a:b xmlns:a='x'></b>",
+            "<b xmlns:a='x'></a:b>",
+            "<a xmlns:p='x' xmlns:q='x'><p:b></q:b></a>",
+            "<a></ a>",
+            "<a></\na>",
+            "<a></a/>",
+            "<a></a x>",
+            "<a></a b='>'>",
+            "<a></a",
+            "<a></a ",
+            "<a></",
+            "<a></>",
+            "<a><b></a></b>",
+            "<a></a></a>",
+            "<a/></a>",
+            "<a><b/></b></a>",
             // And these it refuses, or does when it is asked.
             "",
             " ",
@@ -815,6 +697,13 @@ mod tests {
             let unit = format!("<a{declared} xmlns:q='x{n}'{prefixed} q:a=''/>");
             check_error(&unit, XmlError::NotWellFormed);
         }
+        // Prefixes that begin alike, and one that is the beginning of another.
+        let alike = "xmlns:prefixes='x' xmlns:prefixed='y' xmlns:prefix='z'";
+        let unit = format!("<a {alike} prefixes:a='' prefixed:a='' prefix:a=''/>");
+        assert_eq!(
+            read(&unit),
+            Ok("({jabber:server}a {x}a= {y}a= {z}a=:)".to_owned())
+        );
         let unbound = format!("<a{declared}{prefixed} q:a=''/>");
         check_error(&unbound, XmlError::NotWellFormed);
     }
@@ -830,6 +719,76 @@ mod tests {
             "<?xml version='1.0'?><a/>",
         ] {
             check_error(unit, XmlError::RestrictedXml);
+        }
+    }
+
+    /// Whether quick-xml alone finds that all tags match.
+    fn tags_match(unit: &str) -> bool {
+        let mut reader = Reader::from_str(unit);
+        let mut depth = 0;
+        loop {
+            match reader.read_event() {
+                Ok(Raw::Start(_)) => depth += 1,
+                Ok(Raw::End(_)) => depth -= 1,
+                Ok(Raw::Eof) => return depth == 0,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn any_tag() -> impl Strategy<Value = &'static str> {
+        let usual = [
+            "<a>",
+            "</a>",
+            "</a \t\r\n>",
+            "<ab>",
+            "</ab>",
+            "<p:a b='>'>",
+            "</p:a>",
+            "<a:a >",
+            "</a:a >",
+            "<a/>",
+        ];
+        let odd = [
+            "</ a>",
+            "</a b=''>",
+            "</>",
+            "</a/>",
+            "x",
+            "&amp;",
+            "</r>",
+            "</A>",
+        ];
+        prop_oneof![
+            12 => prop::sample::select(usual.to_vec()),
+            1 => prop::sample::select(odd.to_vec()),
+        ]
+    }
+
+    /// What opens and what closes it, around whatever is in between.
+    fn any_content() -> impl Strategy<Value = String> {
+        let leaf = prop::collection::vec(any_tag(), 0..3).prop_map(|tags| tags.concat());
+        let pairs = vec![
+            ["<a>", "</a>"],
+            ["<ab>", "</ab\n>"],
+            ["<p:a b='/>'>", "</p:a>"],
+            ["<a:a>", "</a:a>"],
+        ];
+        let pair = prop::sample::select(pairs);
+        leaf.prop_recursive(6, 24, 3, move |inner| {
+            (pair.clone(), prop::collection::vec(inner, 0..3))
+                .prop_map(|([open, close], inner)| [open, &inner.concat(), close].concat())
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn end_tags_match_as_quick_xml_matches_them(content in any_content()) {
+            let unit = format!("<r xmlns:p='x' xmlns:a='x'>{content}</r>");
+            prop_assert_eq!(read(&unit).is_ok(), tags_match(&unit), "{}", unit);
         }
     }
 

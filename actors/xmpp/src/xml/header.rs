@@ -1,6 +1,7 @@
 //! Stream headers (RFC 6120 §4.7, §4.8).
 
-use super::events::{Events, scan_attributes};
+use super::events::Events;
+use super::scanner::Scanner;
 use super::{Namespaces, XmlError, ns};
 
 /// A stream header. Nothing in it is checked yet but its XML, so that an answer can be addressed before
@@ -95,8 +96,9 @@ fn name_fault(events: &Events<'_, '_>) -> Option<XmlError> {
 /// Checks the inside of `<?xml …?>`.
 fn check_declaration(declaration: &str) -> Result<(), XmlError> {
     let mut version = None;
-    for attribute in scan_attributes(declaration) {
-        let attribute = attribute?;
+    let mut scanner = Scanner::new(declaration);
+    while scanner.skip_blanks() && !scanner.rest().is_empty() {
+        let attribute = scanner.attribute()?;
         match (attribute.prefix, attribute.name) {
             (None, "version") => version = Some(attribute.value),
             (None, "encoding") if !attribute.value.eq_ignore_ascii_case("utf-8") => {
@@ -107,7 +109,7 @@ fn check_declaration(declaration: &str) -> Result<(), XmlError> {
         }
     }
     match version.as_deref() {
-        Some("1.0") => Ok(()),
+        Some("1.0") if scanner.rest().is_empty() => Ok(()),
         _ => Err(XmlError::NotWellFormed),
     }
 }

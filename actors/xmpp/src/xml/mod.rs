@@ -1,8 +1,8 @@
 //! Bytes to stanzas and back, without any I/O.
 //!
 //! A receive buffer goes through [`splitter`], which finds whole units under hard limits; a unit goes
-//! through [`header`], [`publish`] or [`element`]. All three read it through [`events`], the one place
-//! that is stricter than the parser underneath.
+//! through [`header`], [`publish`] or [`element`]. All three read it through [`events`], which takes names,
+//! attributes and text with [`scanner`].
 
 pub(crate) mod element;
 mod error;
@@ -10,6 +10,7 @@ pub(crate) mod events;
 pub(crate) mod header;
 mod namespaces;
 pub(crate) mod publish;
+mod scanner;
 pub(crate) mod skipper;
 pub(crate) mod splitter;
 pub(crate) mod stanza;

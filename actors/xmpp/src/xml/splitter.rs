@@ -12,6 +12,10 @@ const CDATA: &[u8] = b"![CDATA[";
 /// What closes it.
 const CDATA_END: &[u8] = b"]]>";
 
+/// What ends a name or a tag mostly stands within so many bytes; setting out to search costs more than looking at
+/// each of them.
+const NEAR: usize = 32;
+
 /// What one unit may be. Exceeding any of these is a `policy-violation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -200,7 +204,8 @@ impl Splitter {
             None => Ok(Step::Starved),
             Some(b'<') => {
                 self.tag_start = position;
-                Ok(self.go(State::Open, position + 1))
+                self.go(State::Open, position + 1);
+                self.open(unit)
             }
             Some(_) if self.header => Err(XmlError::NotWellFormed),
             Some(_) => Err(XmlError::BadFormat),
@@ -218,7 +223,10 @@ impl Splitter {
         match unit.get(self.position) {
             None => Ok(Step::Starved),
             Some(b'/') if self.header => Err(XmlError::NotWellFormed),
-            Some(b'/') => Ok(self.go(State::End, self.position + 1)),
+            Some(b'/') => {
+                self.go(State::End, self.position + 1);
+                self.end(unit)
+            }
             Some(b'?') if self.header && self.tag_start == 0 => {
                 Ok(self.go(State::Declaration, self.position + 1))
             }
@@ -228,7 +236,8 @@ impl Splitter {
             Some(_) => {
                 self.attributes = 0;
                 self.count_markup()?;
-                Ok(self.go(State::Name, self.position))
+                self.state = State::Name;
+                self.name(unit)
             }
         }
     }
@@ -247,7 +256,10 @@ impl Splitter {
     }
 
     fn cdata(&mut self, unit: &[u8]) -> Step {
-        match memmem::find(tail(unit, self.position), CDATA_END) {
+        let rest = tail(unit, self.position);
+        let mut near = head(rest, NEAR).windows(CDATA_END.len());
+        let near = near.position(|bytes| bytes == CDATA_END);
+        match near.or_else(|| memmem::find(rest, CDATA_END)) {
             Some(at) => self.go(State::Text, self.position + at + CDATA_END.len()),
             None => {
                 // The last two bytes may be the beginning of the end.
@@ -284,7 +296,8 @@ impl Splitter {
             Some(at) if self.position + at == start => Err(XmlError::NotWellFormed),
             Some(at) => {
                 self.attribute_start = self.position + at;
-                Ok(self.go(State::Tag, self.attribute_start))
+                self.go(State::Tag, self.attribute_start);
+                self.tag(unit)
             }
             None if window.len() > longest => Err(XmlError::NameTooLong),
             None => Ok(self.starve(window)),
@@ -292,25 +305,32 @@ impl Splitter {
     }
 
     fn tag(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
-        let Some(at) = self.find_in_tag(unit, |rest| memchr3(b'>', b'\'', b'"', rest))? else {
-            return Ok(Step::Starved);
-        };
-        match unit.get(at) {
-            Some(b'>') => self.start_tag(unit, at + 1),
-            Some(_) if self.attributes >= self.limits.attributes_max => {
-                Err(XmlError::TooManyAttributes)
-            }
-            Some(quote) => {
-                self.attributes += 1;
-                self.count_markup()?;
-                let name = tail(head(unit, at), self.attribute_start).trim_ascii_start();
-                self.namespaces += u32::from(name.starts_with(b"xmlns"));
-                if self.namespaces > self.limits.namespaces_max {
-                    return Err(XmlError::TooManyNamespaces);
+        let marks = |byte| matches!(byte, b'>' | b'\'' | b'"');
+        let search = |rest: &[u8]| memchr3(b'>', b'\'', b'"', rest);
+        loop {
+            let Some(at) = self.find_in_tag(unit, |rest| find(rest, marks, search))? else {
+                return Ok(Step::Starved);
+            };
+            match unit.get(at) {
+                Some(b'>') => return self.start_tag(unit, at + 1),
+                Some(_) if self.attributes >= self.limits.attributes_max => {
+                    return Err(XmlError::TooManyAttributes);
                 }
-                Ok(self.go(State::Quoted(*quote), at + 1))
+                Some(quote) => {
+                    self.attributes += 1;
+                    self.count_markup()?;
+                    let name = tail(head(unit, at), self.attribute_start).trim_ascii_start();
+                    self.namespaces += u32::from(name.starts_with(b"xmlns"));
+                    if self.namespaces > self.limits.namespaces_max {
+                        return Err(XmlError::TooManyNamespaces);
+                    }
+                    self.go(State::Quoted(*quote), at + 1);
+                    if !self.close_quote(unit, *quote)? {
+                        return Ok(Step::Starved);
+                    }
+                }
+                None => return Ok(Step::Starved),
             }
-            None => Ok(Step::Starved),
         }
     }
 
@@ -323,13 +343,20 @@ impl Splitter {
     }
 
     fn quoted(&mut self, unit: &[u8], quote: u8) -> Result<Step, XmlError> {
-        match self.find_in_tag(unit, |rest| memchr(quote, rest))? {
-            Some(at) => {
-                self.attribute_start = at + 1;
-                Ok(self.go(State::Tag, at + 1))
-            }
-            None => Ok(Step::Starved),
+        match self.close_quote(unit, quote)? {
+            true => self.tag(unit),
+            false => Ok(Step::Starved),
         }
+    }
+
+    /// Goes to the end of an attribute value. Whether it has come.
+    fn close_quote(&mut self, unit: &[u8], quote: u8) -> Result<bool, XmlError> {
+        let found = self.find_in_tag(unit, |rest| memchr(quote, rest))?;
+        if let Some(at) = found {
+            self.attribute_start = at + 1;
+            self.go(State::Tag, at + 1);
+        }
+        Ok(found.is_some())
     }
 
     /// Takes a whole start tag that ends before `end`.
@@ -349,7 +376,9 @@ impl Splitter {
     }
 
     fn end(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
-        let Some(at) = self.find_in_tag(unit, |rest| memchr(b'>', rest))? else {
+        let search = |rest: &[u8]| memchr(b'>', rest);
+        let find = |rest: &_| find(rest, |byte| byte == b'>', search);
+        let Some(at) = self.find_in_tag(unit, find)? else {
             return Ok(Step::Starved);
         };
         let end = at + 1;
@@ -402,6 +431,16 @@ fn head(bytes: &[u8], len: usize) -> &[u8] {
 
 fn tail(bytes: &[u8], from: usize) -> &[u8] {
     bytes.get(from..).unwrap_or_default()
+}
+
+/// Where such a byte stands first; beyond [`NEAR`] it is searched.
+fn find(
+    bytes: &[u8],
+    such: impl Fn(u8) -> bool,
+    search: impl FnOnce(&[u8]) -> Option<usize>,
+) -> Option<usize> {
+    let near = head(bytes, NEAR).iter().position(|byte| such(*byte));
+    near.or_else(|| Some(NEAR + search(bytes.get(NEAR..)?)?))
 }
 
 fn leading_whitespace(bytes: &[u8]) -> usize {
@@ -554,6 +593,23 @@ mod tests {
         check_inside("</s>", &[], Err(XmlError::NotWellFormed));
         check_inside("<>", &[], Err(XmlError::NotWellFormed));
         check_inside("< a>", &[], Err(XmlError::NotWellFormed));
+    }
+
+    #[test]
+    fn what_ends_something_is_found_however_far_it_is() {
+        for far in 0..NEAR + 12 {
+            let (blank, filler) = (" ".repeat(far), "]".repeat(far));
+            for whole in [
+                format!("<a{blank}/>"),
+                format!("<a b='{filler}'/>"),
+                format!("<a {blank}b=''/>"),
+                format!("<a></a{blank}>"),
+                format!("<a><![CDATA[{filler}]]></a>"),
+                format!("<a><![CDATA[{blank}]>{filler}]]></a>"),
+            ] {
+                check_inside(&whole, &[('e', &whole)], Ok(()));
+            }
+        }
     }
 
     #[test]
