@@ -5,17 +5,17 @@
 //! attributes; unbound prefixes and illegal bindings; `]]>` in text; entities but the predefined five;
 //! anything outside the root; comments, processing instructions and DTDs.
 //!
-//! Tags and text, which is nearly all of a stanza, go through [`super::scanner`]: quick-xml would copy the name
-//! of each open element to a stack that begins anew in each stanza, and knows neither what of this it has to
-//! refuse nor the namespaces of the stream header, so that each tag would be looked at once more. It reads the
-//! markup that is no tag, and is what the tests compare this reader with.
+//! quick-xml finds where a tag ends. Names, attributes and text go through
+//! [`super::scanner`]: quick-xml's own reader copies the name of each open element to a stack that begins anew in
+//! each stanza, and knows neither what of the above it has to refuse nor the namespaces of the stream header, so
+//! that each tag would be looked at once more. It is what the tests compare this one with.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use quick_xml::Reader;
-use quick_xml::events::Event as Raw;
+use memchr::memmem;
+use quick_xml::parser::{ElementParser, Parser as _};
 use smallvec::SmallVec;
 
 pub(crate) use super::scanner::Attribute;
@@ -25,6 +25,8 @@ use super::{Namespaces, XmlError, ns};
 /// Most namespace declarations in scope inside one unit. Names are resolved by a linear search, and
 /// real stanzas have fewer than ten.
 const BINDINGS_MAX: usize = 64;
+/// What closes a CDATA section (XML 1.0 §2.7).
+const CDATA_END: &str = "]]>";
 /// So many declarations are in scope in a publish, so many elements are open in it, and so many attributes are in
 /// one of its tags: for them nothing is allocated.
 const BINDINGS_MOSTLY: usize = 4;
@@ -288,9 +290,13 @@ impl<'a, 'n> Events<'a, 'n> {
         }
         self.rooted = true;
         self.scanner.take(1);
-        self.name = self.scanner.name()?;
+        let end = ElementParser::default().feed(self.scanner.rest().as_bytes());
+        let tag = self.scanner.take(end.ok_or(XmlError::NotWellFormed)?);
+        self.scanner.take(1);
+        let mut tag = Scanner::new(tag);
+        self.name = tag.name()?;
         self.open.push(self.name.whole);
-        self.scan_attributes()?;
+        self.scan_attributes(tag)?;
         if self.prefix() == Some("xmlns") || self.resolve(self.prefix()).is_none() {
             return Err(XmlError::NotWellFormed);
         }
@@ -320,42 +326,34 @@ impl<'a, 'n> Events<'a, 'n> {
 
     /// Takes a CDATA section; there is no other markup that may come.
     fn other_markup(&mut self) -> Result<Event<'a>, XmlError> {
-        let mut reader = Reader::from_str(self.scanner.rest());
-        let raw = reader.read_event().map_err(|_| XmlError::NotWellFormed)?;
-        match raw {
-            Raw::CData(text) if !self.open.is_empty() => {
-                let len = usize::try_from(reader.buffer_position());
-                self.scanner.take(len.map_err(|_| XmlError::NotWellFormed)?);
-                match text.into_inner() {
-                    Cow::Borrowed(text) => plain_text(text).map(Event::Text),
-                    text @ Cow::Owned(_) => Ok(Event::Text(text)),
-                }
-            }
-            Raw::Comment(_) | Raw::Decl(_) | Raw::PI(_) | Raw::DocType(_) => {
-                Err(XmlError::RestrictedXml)
+        if !self.scanner.skip("<![CDATA[") {
+            return Err(XmlError::RestrictedXml);
+        }
+        let section = self.scanner.rest();
+        let len = memmem::find(section.as_bytes(), CDATA_END.as_bytes());
+        match len {
+            Some(len) if !self.open.is_empty() => {
+                self.scanner.take(len + CDATA_END.len());
+                plain_text(section.get(..len).unwrap_or_default()).map(Event::Text)
             }
             _ => Err(XmlError::NotWellFormed),
         }
     }
 
     /// Takes what follows the name in a start tag.
-    fn scan_attributes(&mut self) -> Result<(), XmlError> {
+    fn scan_attributes(&mut self, mut tag: Scanner<'a>) -> Result<(), XmlError> {
         self.attributes.clear();
         let declared = self.bindings.len();
         loop {
-            let blank = self.scanner.skip_blanks();
-            match self.scanner.rest().as_bytes() {
-                [b'>', ..] => {
-                    self.scanner.take(1);
-                    break;
-                }
-                [b'/', b'>', ..] => {
-                    self.scanner.take(2);
+            let blank = tag.skip_blanks();
+            match tag.rest().as_bytes() {
+                [] => break,
+                [b'/'] => {
                     self.empty = true;
                     break;
                 }
                 _ if blank => {
-                    let attribute = self.scanner.attribute()?;
+                    let attribute = tag.attribute()?;
                     match attribute.prefix {
                         None if attribute.name == "xmlns" => self.bind(None, attribute.value),
                         Some("xmlns") => self.bind(Some(attribute.name), attribute.value),
@@ -461,6 +459,8 @@ fn has_twins<T: Ord>(named: impl ExactSizeIterator<Item = T> + Clone) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use quick_xml::Reader;
+    use quick_xml::events::Event as Raw;
 
     use super::*;
 
