@@ -206,7 +206,7 @@ impl Default for Config {
             depth_max: 32,
             attributes_max: 64,
             namespaces_max: 256,
-            markup_max: 2048,
+            markup_max: 512,
             tag_bytes_max: 8192,
             id_bytes_max: 1023,
             name_bytes_max: 256,
