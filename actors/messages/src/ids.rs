@@ -200,14 +200,12 @@ impl DeviceToken {
                 max: 2 * Self::DIGITS_MAX,
             });
         }
-        let mut hex = String::with_capacity(text.len());
-        for c in text.chars() {
-            match c {
-                '<' | '>' | ' ' => {}
-                '0'..='9' | 'a'..='f' | 'A'..='F' => hex.push(c.to_ascii_lowercase()),
-                _ => return Err(IdError::Malformed),
-            }
-        }
+        // Those of the store are as they shall be, and one is read for each push.
+        let is_hex = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let hex = match text.bytes().fold(true, |all, byte| all & is_hex(byte)) {
+            true => text.to_owned(),
+            false => Self::cleaned(text)?,
+        };
         match hex.len() {
             0 => Err(IdError::Empty),
             n if n > Self::DIGITS_MAX => Err(IdError::TooLong {
@@ -216,6 +214,18 @@ impl DeviceToken {
             n if n < Self::DIGITS_MIN || n % 2 == 1 => Err(IdError::Malformed),
             _ => Ok(Self(hex.into())),
         }
+    }
+
+    fn cleaned(text: &str) -> Result<String, IdError> {
+        let mut hex = String::with_capacity(text.len());
+        for c in text.chars() {
+            match c {
+                '<' | '>' | ' ' => {}
+                '0'..='9' | 'a'..='f' | 'A'..='F' => hex.push(c.to_ascii_lowercase()),
+                _ => return Err(IdError::Malformed),
+            }
+        }
+        Ok(hex)
     }
 
     /// The token as lower-case hex, for the store and the `:path` of a request only.
