@@ -6,6 +6,7 @@ use std::path::Path;
 use messages::{AccountKey, BareJid, RegistrationKey};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
+use subtle::{Choice, ConstantTimeEq};
 use zeroize::Zeroizing;
 
 use crate::Error;
@@ -186,13 +187,9 @@ impl Keys {
     pub(crate) fn secret(&self, salt: &Salt, mask: &Mask) -> SecretText {
         let bytes = self.secret_bytes(salt, mask);
         let mut text = Zeroizing::new([0; SecretText::DIGITS]);
-        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        for (to, digit) in text.iter_mut().zip(digits) {
-            *to = if digit < 10 {
-                b'0' + digit
-            } else {
-                b'a' - 10 + digit
-            };
+        let (pairs, _) = text.as_chunks_mut();
+        for (pair, byte) in pairs.iter_mut().zip(bytes.iter()) {
+            *pair = [digit(byte >> 4), digit(byte & 15)];
         }
         SecretText(text)
     }
@@ -235,6 +232,29 @@ impl SecretText {
     pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(self.0.as_slice()).unwrap_or_default()
     }
+
+    /// Whether it is what somebody presents. It takes as long wherever the two differ.
+    pub(crate) fn is(&self, presented: &str) -> Choice {
+        words(self.0.as_slice()).ct_eq(words(presented.as_bytes()).as_slice())
+            & self.0.len().ct_eq(&presented.len())
+    }
+}
+
+const fn digit(value: u8) -> u8 {
+    match value {
+        0..=9 => b'0' + value,
+        _ => b'a' - 10 + value,
+    }
+}
+
+/// The first bytes of a text, as long as a secret is, in few pieces: each is compared by itself.
+fn words(text: &[u8]) -> Zeroizing<[u64; SecretText::DIGITS / 8]> {
+    let (chunks, _) = text.as_chunks();
+    let mut words = Zeroizing::new([0; SecretText::DIGITS / 8]);
+    for (word, chunk) in words.iter_mut().zip(chunks) {
+        *word = u64::from_ne_bytes(*chunk);
+    }
+    words
 }
 
 #[cfg(test)]
@@ -294,6 +314,28 @@ mod tests {
         );
         assert_eq!(secret.as_str(), keys.secret(&[7; 32], &NO_MASK).as_str());
         assert_ne!(secret.as_str(), keys.secret(&[8; 32], &NO_MASK).as_str());
+    }
+
+    #[test]
+    fn a_secret_is_itself_and_nothing_else() {
+        let secret = keys(1).secret(&[7; 32], &NO_MASK);
+        let own = secret.as_str();
+        assert!(bool::from(secret.is(own)));
+        for place in 0..own.len() {
+            let mut other = own.to_owned();
+            other.replace_range(place..=place, "x");
+            assert!(!bool::from(secret.is(&other)), "{place}");
+        }
+        let shorter = own.split_at(56).0;
+        for other in [
+            "",
+            shorter,
+            &format!("{own}0"),
+            &own.repeat(2),
+            &own.to_uppercase(),
+        ] {
+            assert!(!bool::from(secret.is(other)));
+        }
     }
 
     #[test]

@@ -9,7 +9,6 @@ use messages::{
     JournalEntry, JournalEvent, Probe, Publish, PublishBatch, PushOutcome, PushTarget, PushTrace,
     PushedEvent, Rejection, UnixSeconds,
 };
-use subtle::ConstantTimeEq;
 
 use crate::Error;
 use crate::keys::Keys;
@@ -95,8 +94,7 @@ impl Resolver {
         let mut verdict = Ok(Err(Rejection::UnknownNode));
         let mut account = None;
         store.read(key, &mut |record: &Record<'_>| {
-            let derived = keys.secret(&record.salt, &record.mask);
-            let secret_fits = derived.as_str().as_bytes().ct_eq(secret.as_bytes());
+            let secret_fits = keys.secret(&record.salt, &record.mask).is(secret);
             account = Some(record.account);
             let may_publish = bool::from(secret_fits)
                 & (record.service == service)

@@ -13,7 +13,6 @@ use messages::{
     RegisteredEvent, RegistrationDetails, RegistrationKey, RegistryError, RejectedToken, Removed,
     Secret, SweepCursor, SweepExpired, SweptPage, UnixSeconds, Unregister, Withdrawal,
 };
-use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use crate::census::{Census, Crowd};
@@ -708,8 +707,7 @@ impl Writer {
             let keys = &self.keys;
             self.store
                 .read(key, &mut |record| {
-                    let derived = keys.secret(&record.salt, &record.mask);
-                    if bool::from(derived.as_str().as_bytes().ct_eq(secret.as_bytes())) {
+                    if keys.secret(&record.salt, &record.mask).is(secret).into() {
                         found = Some(key);
                     }
                 })
