@@ -264,7 +264,7 @@ impl Copy {
             if copied.is_ok() {
                 copied = self
                     .put(key, record)
-                    .and_then(|()| to.touch(key, &from.times(key)?).map(drop));
+                    .and_then(|()| to.add_times(key, &from.times(key)?));
             }
         })?;
         copied?;

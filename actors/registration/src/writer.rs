@@ -597,7 +597,9 @@ impl Writer {
     }
 
     fn write_touches(&mut self) -> Result<(), RegistryError> {
-        let folded = lock(&self.touches).take();
+        let mut folded: Vec<_> = lock(&self.touches).take().into_iter().collect();
+        // Neighbours share pages.
+        folded.sort_unstable_by_key(|(key, _)| *key);
         for (key, times) in folded {
             let touched = self.store.touch(key, &times);
             if touched.map_err(|error| self.failed(&error))? {

@@ -132,13 +132,9 @@ impl RegistrationStore for MemoryStore {
         Ok(self.contents().times.get(&key).cloned().unwrap_or_default())
     }
 
-    fn touch(&self, key: RegistrationKey, times: &PushTimes) -> Result<bool, Error> {
-        let mut contents = self.contents();
-        if !contents.records.contains_key(&key) {
-            return Ok(false);
-        }
-        contents.times.entry(key).or_default().merge(times);
-        Ok(true)
+    fn add_times(&self, key: RegistrationKey, times: &PushTimes) -> Result<(), Error> {
+        self.contents().times.entry(key).or_default().merge(times);
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), Error> {

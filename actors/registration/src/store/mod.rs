@@ -98,8 +98,18 @@ pub(crate) trait RegistrationStore: Send + Sync + 'static {
     /// When pushes of a registration last succeeded and failed.
     fn times(&self, key: RegistrationKey) -> Result<PushTimes, Error>;
 
+    /// Adds to the push times of a registration, which has to be there.
+    fn add_times(&self, key: RegistrationKey, times: &PushTimes) -> Result<(), Error>;
+
     /// Adds to the push times of a registration; `false` if there is no such registration.
-    fn touch(&self, key: RegistrationKey, times: &PushTimes) -> Result<bool, Error>;
+    fn touch(&self, key: RegistrationKey, times: &PushTimes) -> Result<bool, Error> {
+        let mut exists = false;
+        self.read(key, &mut |_| exists = true)?;
+        if exists {
+            self.add_times(key, times)?;
+        }
+        Ok(exists)
+    }
 
     /// Hands all that was written to the system: it survives the end of the process.
     fn flush(&self) -> Result<(), Error>;

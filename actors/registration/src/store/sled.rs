@@ -396,22 +396,29 @@ impl RegistrationStore for SledStore {
 
     fn put(&self, key: RegistrationKey, record: &Record<'_>) -> Result<(), Error> {
         let bytes = record.encode()?;
-        let (account, token) = (account_entry(record, key), token_entry(record, key));
-        let mut outdated = (None, None);
-        self.read(key, &mut |before| {
-            outdated = (
-                Some(account_entry(before, key)).filter(|before| *before != account),
-                Some(token_entry(before, key)).filter(|before| *before != token),
+        let mut before = (None, None);
+        self.read(key, &mut |record| {
+            before = (
+                Some(account_entry(record, key)),
+                Some(token_entry(record, key)),
             );
         })?;
-        self.account.insert(account, &[])?;
-        self.token.insert(token, &[])?;
-        self.registration.insert(key.0, bytes)?;
-        if let Some(entry) = outdated.0 {
-            self.account.remove(entry)?;
+        let indexes = [
+            (&self.account, before.0, account_entry(record, key)),
+            (&self.token, before.1, token_entry(record, key)),
+        ];
+        // A record that is there has its entries; most are written again with the same ones.
+        let changed = indexes
+            .iter()
+            .filter(|(_, before, entry)| *before != Some(*entry));
+        for (index, _, entry) in changed.clone() {
+            index.insert(entry, &[])?;
         }
-        if let Some(entry) = outdated.1 {
-            self.token.remove(entry)?;
+        self.registration.insert(key.0, bytes)?;
+        for (index, before, _) in changed {
+            if let Some(entry) = before {
+                index.remove(entry)?;
+            }
         }
         Ok(())
     }
@@ -438,17 +445,18 @@ impl RegistrationStore for SledStore {
         }
     }
 
-    fn touch(&self, key: RegistrationKey, times: &PushTimes) -> Result<bool, Error> {
-        if !self.registration.contains_key(key.0)? {
-            return Ok(false);
+    fn add_times(&self, key: RegistrationKey, times: &PushTimes) -> Result<(), Error> {
+        let bytes = times.encode();
+        // Most have nothing that has to be kept, and then one walk through the tree is enough.
+        if let Some(before) = self.push_times.insert(key.0, bytes.as_slice())? {
+            let mut merged = PushTimes::decode(&before)?;
+            merged.merge(times);
+            let merged = merged.encode();
+            if merged != bytes {
+                self.push_times.insert(key.0, merged)?;
+            }
         }
-        let before = self.times(key)?;
-        let mut merged = before.clone();
-        merged.merge(times);
-        if merged != before {
-            self.push_times.insert(key.0, merged.encode())?;
-        }
-        Ok(true)
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), Error> {
