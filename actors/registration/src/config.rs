@@ -17,7 +17,8 @@ pub struct Config {
     /// mode 0600 at the first start. Kept outside of `path`, so that a copy of the store alone opens
     /// nothing; without this file the store is worthless, so back up both.
     pub key_file: PathBuf,
-    /// Most bytes of pages the store caches; the process uses about twice as much.
+    /// Most bytes of the store that are cached: half of them records that are read often, half the engine's
+    /// pages, for which the process uses about twice as much.
     pub cache_bytes: u64,
     /// Seconds after which the times of pushes are written; a crash loses no more than these. 1 to 60.
     pub write_behind_seconds: u32,
@@ -62,6 +63,16 @@ impl Default for Config {
 impl Config {
     const CACHE_BYTES_MIN: u64 = 1 << 20;
     const WRITE_BEHIND_SECONDS_MAX: u32 = 60;
+
+    /// What of the cache is for records that are read often.
+    pub(crate) const fn record_bytes(&self) -> u64 {
+        self.cache_bytes / 2
+    }
+
+    /// What of the cache is for the engine's pages.
+    pub(crate) const fn page_bytes(&self) -> u64 {
+        self.cache_bytes - self.record_bytes()
+    }
 
     pub(crate) const fn write_behind(&self) -> Duration {
         Duration::from_secs(self.write_behind_seconds as u64)

@@ -8,6 +8,7 @@ use messages::{BareJid, Claim, Clock, RegistrationDetails};
 
 use crate::keys::{Keys, MasterKey};
 use crate::store::RegistrationStore;
+use crate::store::cached::CachedStore;
 use crate::store::sled::{self, SledStore};
 use crate::touches::Touches;
 use crate::withdrawals::Subscribers;
@@ -52,7 +53,7 @@ impl Registrations {
         let key = MasterKey::load(&config.key_file)?;
         let has_key = key.is_some();
         let is_first_start = is_first_start(config, has_key)?;
-        let store = SledStore::open(&config.path, config.cache_bytes)?;
+        let store = SledStore::open(&config.path, config.page_bytes())?;
         let OpenKeys { keys, publish } = if is_first_start {
             let keys = begin(config, &store)?;
             OpenKeys {
@@ -81,7 +82,7 @@ impl Registrations {
         let touches = Arc::new(Mutex::new(Touches::new(touches_max)));
         let counters = Arc::new(Counters::default());
         let living = Arc::new(ArcSwap::from_pointee(Living {
-            store,
+            store: Arc::new(CachedStore::new(store, config.record_bytes())),
             keys: Arc::new(keys),
         }));
         let subscribers = Subscribers::default();
@@ -137,7 +138,7 @@ pub fn inspect(config: &Config) -> Vec<Error> {
 fn look(config: &Config, findings: &mut Vec<Error>) -> Result<(), Error> {
     let key = MasterKey::load(&config.key_file)?;
     if !is_first_start(config, key.is_some())? {
-        let store = SledStore::open(&config.path, config.cache_bytes)?;
+        let store = SledStore::open(&config.path, config.page_bytes())?;
         return keys_of(config, key, &store).map(drop);
     }
     let directory = files::parent(&config.key_file);
@@ -150,7 +151,7 @@ fn look(config: &Config, findings: &mut Vec<Error>) -> Result<(), Error> {
             }),
     );
     if sled::exists(&config.path) {
-        let store = SledStore::open(&config.path, config.cache_bytes)?;
+        let store = SledStore::open(&config.path, config.page_bytes())?;
         return check_empty(config, &store);
     }
     if config.path.exists() {

@@ -1,10 +1,14 @@
-//! The store on disk does what the oracle does, whatever is asked in whatever order.
+//! The store on disk, by itself and behind the cache, does what the oracle does, whatever is asked in whatever
+//! order.
+
+use std::sync::Arc;
 
 use messages::{AccountKey, ErrorReason, RegistrationKey, UnixSeconds};
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
 
+use super::cached::CachedStore;
 use super::memory::MemoryStore;
 use super::sled::SledStore;
 use super::{PushTimes, Record, RegistrationStore};
@@ -25,6 +29,7 @@ enum Operation {
         renewed_at: u64,
     },
     Remove(u8),
+    Read(u8),
     Touch(u8, PushTimes),
     Page(Option<u8>, usize),
 }
@@ -43,6 +48,7 @@ fn operation() -> impl Strategy<Value = Operation> {
             }
         ),
         2 => (0..KEYS * ACCOUNTS).prop_map(Operation::Remove),
+        4 => (0..KEYS * ACCOUNTS).prop_map(Operation::Read),
         2 => (0..KEYS * ACCOUNTS, times).prop_map(|(key, (success, error))| {
             let times = PushTimes {
                 last_success: success.map(UnixSeconds),
@@ -88,6 +94,13 @@ fn apply(store: &dyn RegistrationStore, operation: &Operation) -> String {
             String::new()
         }
         Operation::Remove(k) => store.remove(key(*k)).unwrap().to_string(),
+        Operation::Read(k) => {
+            let mut shown = String::new();
+            store
+                .read(key(*k), &mut |record| shown = show(*k, record))
+                .unwrap();
+            shown
+        }
         Operation::Touch(k, times) => store.touch(key(*k), times).unwrap().to_string(),
         Operation::Page(after, limit) => {
             let mut shown = Vec::new();
@@ -169,5 +182,24 @@ proptest! {
         drop(disk);
         let disk = SledStore::open(&path, 1 << 20).unwrap();
         prop_assert_eq!(contents(&disk), contents(&oracle));
+    }
+
+    #[test]
+    fn the_cache_agrees_with_the_oracle(
+        operations in vec(operation(), 1..120),
+        records in 0_u64..20,
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = SledStore::open(&directory.path().join("store"), 1 << 20).unwrap();
+        let oracle = MemoryStore::default();
+        // Room for none, for a few, for all.
+        let cached = CachedStore::new(Arc::new(disk), records * 300);
+        for operation in &operations {
+            prop_assert_eq!(apply(&cached, operation), apply(&oracle, operation));
+        }
+        // What the first look has kept the second one finds.
+        for _ in 0..2 {
+            prop_assert_eq!(contents(&cached), contents(&oracle));
+        }
     }
 }

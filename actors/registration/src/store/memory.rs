@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use messages::{AccountKey, RegistrationKey};
@@ -18,6 +18,8 @@ pub(crate) struct MemoryStore {
     owes_erasure: AtomicBool,
     /// Whether reads fail.
     pub(crate) unreadable: bool,
+    /// Reads of one registration until now.
+    pub(crate) reads: AtomicU64,
 }
 
 impl Default for MemoryStore {
@@ -39,6 +41,7 @@ impl MemoryStore {
             on_sync: Arc::new(on_sync),
             owes_erasure: AtomicBool::new(false),
             unreadable: false,
+            reads: AtomicU64::new(0),
         }
     }
 
@@ -58,6 +61,7 @@ impl MemoryStore {
 
 impl RegistrationStore for MemoryStore {
     fn read(&self, key: RegistrationKey, visit: &mut dyn FnMut(&Record<'_>)) -> Result<(), Error> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         if self.unreadable {
             return Err(Error::Record);
         }
@@ -164,6 +168,7 @@ impl RegistrationStore for MemoryStore {
             on_sync: Arc::clone(&self.on_sync),
             owes_erasure: AtomicBool::new(false),
             unreadable: false,
+            reads: AtomicU64::new(0),
         }))
     }
 

@@ -32,6 +32,7 @@
 //! Transactions and batches are not used. They cost more than twice the bytes, and from the first of
 //! them on the engine makes each read take a lock, which the hot path would pay for.
 
+pub(crate) mod cached;
 pub(crate) mod codec;
 #[cfg(test)]
 mod conformance;
