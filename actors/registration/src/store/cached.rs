@@ -32,7 +32,7 @@ const OVERHEAD_BYTES: u64 = 128;
 const RECORD_BYTES: u64 = 384;
 
 /// Parts of the cache with a lock each. The tables of a part grow in one step, on a lane, so they are small:
-/// 1,400 records each of 128 MiB.
+/// 2,000 records each of 192 MiB.
 const SHARDS: usize = 256;
 
 /// A store and the records of it that are in memory.
