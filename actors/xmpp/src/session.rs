@@ -657,7 +657,7 @@ impl StreamTask {
         self.core.close_back();
         let fault = match served {
             Ok(()) => {
-                stream.framed.close(None).await;
+                stream.into_framed().close(None).await;
                 return;
             }
             Err(fault) => fault,
@@ -668,7 +668,7 @@ impl StreamTask {
             }
             _ => self.report(&fault),
         }
-        stream.framed.close_after(&fault).await;
+        stream.into_framed().close_after(&fault).await;
     }
 
     fn report(&self, fault: &Fault) {

@@ -590,6 +590,11 @@ impl Inbound {
         Ok(None)
     }
 
+    /// What is left of it for the farewell: its domains have their seats back before.
+    pub(crate) fn into_framed(self) -> Framed<TlsStream<Metered>> {
+        self.framed
+    }
+
     /// Room for the verification of a claim, or why there is none.
     fn begin_verification(
         &self,

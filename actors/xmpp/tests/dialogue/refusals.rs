@@ -178,6 +178,10 @@ async fn one_domain_has_so_many_streams() {
     first.expect_end("</stream:stream>").await;
     drop(first);
     service.counted("streams_open", 0).await;
+    let mut third = authenticated(&service, &world).await;
+    // It is given back before the last words, however long the peer stays after them.
+    third.send("<!--").await;
+    third.until("</stream:stream>").await;
     authenticated(&service, &world).await;
 }
 
