@@ -57,6 +57,10 @@ use tokio::task::JoinSet;
 use process::{Service, cpu_of};
 use table::{Line, Spread, Target};
 
+// The bare client has the allocator of the service.
+#[global_allocator]
+static ALLOCATOR: campanile::Allocator = campanile::Allocator;
+
 /// APNs' latency of the rounds that have one, and the streams they may use.
 const LATENCY_MILLIS: u32 = 20;
 const STREAMS: u32 = 1000;

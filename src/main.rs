@@ -8,6 +8,9 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use rustix::fs::Mode;
 
+#[global_allocator]
+static ALLOCATOR: campanile::Allocator = campanile::Allocator;
+
 /// XMPP push app server: wakes iOS devices through APNs when their XMPP server asks (XEP-0357).
 #[derive(Debug, Parser)]
 #[command(name = "campanile", version, arg_required_else_help = true)]
