@@ -12,7 +12,8 @@
 //! so that what else the machine does meets all of them. Only the ratios mean anything on another machine.
 //!
 //! - Closed loop: `--outstanding` pushes without an answer at a time, a new one for each answer.
-//! - Closed loop, APNs at 20 ms: 1000 at a time; no client can do more than 1000 / 20 ms.
+//! - Closed loop, APNs at 20 ms: on 1000 streams, with half as many pushes more so that all streams are in use;
+//!   no client can do more than 1000 / 20 ms.
 //! - Open loop: so many pushes per second whatever is unanswered, with the simulator at 0 ms, so that all of
 //!   the time is the server's, the kernel's and the simulators' own. It is counted from the write. `late` is
 //!   how much later than it was due a push was written: by a millisecond or two because the flood sleeps in
@@ -64,6 +65,8 @@ static ALLOCATOR: campanile::Allocator = campanile::Allocator;
 /// APNs' latency of the rounds that have one, and the streams they may use.
 const LATENCY_MILLIS: u32 = 20;
 const STREAMS: u32 = 1000;
+/// Connections of the service to APNs by default, which share them.
+const CONNECTIONS: u32 = 4;
 /// Pushes per second of the open loop, beside half of what the closed one reached.
 const RATES: [u32; 2] = [200, 1_000];
 /// Pushes before the first that counts: connections to APNs begin with one stream and are opened by need.
@@ -149,7 +152,11 @@ impl Side {
         })
         .await
         .unwrap();
-        let service = Service::start(world.config_file()).await;
+        let streams = (STREAMS / CONNECTIONS).to_string();
+        let streams = ("CAMPANILE__APNS__STREAMS_PER_CONNECTION_MAX", &*streams);
+        // One stream stands for those of many servers.
+        let tickets = ("CAMPANILE__XMPP__TICKETS_PER_STREAM", "2048");
+        let service = Service::start_with(world.config_file(), &[streams, tickets]).await;
         world.service_is_at(service.address).await;
         world.apple.control.set_recording(false);
         let devices = register(&world, options.devices).await;
@@ -294,7 +301,7 @@ async fn compare(options: &Options) {
 
 /// Rows 1 and 2. Gives the rate of each side.
 async fn closed_loop(sides: &[Side; 2], options: &Options, lines: &mut Vec<Line>) -> [f64; 2] {
-    let (measured, bare) = rounds(sides, options, options.outstanding).await;
+    let (measured, bare) = rounds(sides, options, [options.outstanding; 2]).await;
     let [cpu, rate] = ["CPU s per 100 000 pushes", "pushes/s"];
     let bare_cpu = Spread::of(&bare, |figures| figures.cpu);
     lines.push(Line::shown(cpu, "bare h2", bare_cpu));
@@ -331,7 +338,7 @@ async fn with_latency(sides: &[Side; 2], options: &Options, lines: &mut Vec<Line
         }
     };
     set(LATENCY_MILLIS);
-    let (measured, bare) = rounds(sides, options, STREAMS).await;
+    let (measured, bare) = rounds(sides, options, [STREAMS + STREAMS / 2, STREAMS]).await;
     set(0);
     let question = format!("pushes/s, APNs at {LATENCY_MILLIS} ms, {STREAMS} streams");
     let most = f64::from(STREAMS) * 1000.0 / f64::from(LATENCY_MILLIS);
@@ -343,11 +350,11 @@ async fn with_latency(sides: &[Side; 2], options: &Options, lines: &mut Vec<Line
     }
 }
 
-/// Rounds of the closed loop of both sides and of the bare client, in turn.
+/// Rounds of the closed loop of both sides and of the bare client, in turn, each with so many pushes at a time.
 async fn rounds(
     sides: &[Side; 2],
     options: &Options,
-    outstanding: u32,
+    [outstanding, of_bare]: [u32; 2],
 ) -> ([Vec<Figures>; 2], Vec<Figures>) {
     let (mut measured, mut bare) = ([Vec::new(), Vec::new()], Vec::new());
     for _ in 0..options.rounds {
@@ -355,7 +362,7 @@ async fn rounds(
             figures.push(side.closed(options.pushes, outstanding).await);
         }
         let [Side { world, .. }, _] = sides;
-        bare.push(bare::spawn(world, options.pushes, outstanding, options.devices).await);
+        bare.push(bare::spawn(world, options.pushes, of_bare, options.devices).await);
     }
     (measured, bare)
 }
