@@ -316,7 +316,7 @@ impl Task {
             pinged: false,
         };
         match self.serve(&mut stream).await {
-            Ok(()) => stream.framed.close(None).await,
+            Ok(()) => stream.framed.leave().await,
             Err(fault) => {
                 let (component, connect) = (&self.component.domain, &self.component.target);
                 tracing::warn!(%component, %connect, reason = %Words(&fault), "component disconnected");

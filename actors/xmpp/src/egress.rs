@@ -473,7 +473,7 @@ impl Keeper {
         match end {
             End::Done => {
                 tracing::debug!(%local, peer = %remote, "stream to a peer closed");
-                framed.close(None).await;
+                framed.leave().await;
                 true
             }
             End::Broken(fault) => {

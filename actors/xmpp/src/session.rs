@@ -657,7 +657,7 @@ impl StreamTask {
         self.core.close_back();
         let fault = match served {
             Ok(()) => {
-                stream.into_framed().close(None).await;
+                stream.into_framed().leave().await;
                 return;
             }
             Err(fault) => fault,

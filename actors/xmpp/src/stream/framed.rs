@@ -38,6 +38,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How much of it is read meanwhile. Whoever has more to say is not listened to: its words would have to be
 /// deciphered first, and the lane has better to do.
 const LINGER_BYTES: usize = 2 * READ_BYTES;
+/// The same where nothing was wrong: what a busy peer sends until it has our closing tag, so that its own is found
+/// behind that and a stop waits for nobody who has gone.
+const LEAVE_BYTES: usize = 1 << 20;
 
 /// A connection, its receive buffer, and what is known of the stream in it.
 pub(crate) struct Framed<T> {
@@ -308,9 +311,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
         self.ended
     }
 
-    /// Closes the stream, after `last` words if there are any: the closing tag, TLS `close_notify`, and
-    /// a moment for the peer to do the same (RFC 6120 §4.4).
-    pub(crate) async fn close(mut self, last: Option<StreamError>) {
+    /// Closes a stream that was served to its end, and waits a moment for the peer to do the same
+    /// (RFC 6120 §4.4).
+    pub(crate) async fn leave(self) {
+        self.say_goodbye(None, LEAVE_BYTES).await;
+    }
+
+    /// Closes the stream, after `last` words if there are any, and waits a moment for the peer to do the same,
+    /// unless it talks on.
+    pub(crate) async fn close(self, last: Option<StreamError>) {
+        self.say_goodbye(last, LINGER_BYTES).await;
+    }
+
+    /// Sends `last` words, the closing tag and TLS `close_notify`, and reads on for at most `patience` bytes.
+    async fn say_goodbye(mut self, last: Option<StreamError>, patience: usize) {
         let mut bytes = Vec::new();
         if !self.ended {
             if let Some(error) = last {
@@ -324,7 +338,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Framed<T> {
             self.io.write_all(&bytes).await?;
             self.io.shutdown().await?;
             let mut heard = 0;
-            while heard < LINGER_BYTES {
+            while heard < patience {
                 // What a peer says on and on is no reason to keep the others waiting.
                 self.rest().await;
                 self.buffer.clear();

@@ -1,6 +1,6 @@
 //! The end of the service.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use messages::PushOutcome;
 use tokio::net::TcpStream;
@@ -75,4 +75,27 @@ async fn a_peer_that_is_away_does_not_hold_up_the_end() {
     service.counted("egress_connects_failed_total", 1).await;
     let drained = drain(&service.egress.drain, LONG).await;
     assert_eq!(drained.abandoned, 1);
+}
+
+#[actix::test]
+async fn a_busy_peer_that_goes_at_once_does_not_hold_up_the_end() {
+    let mut world = World::new();
+    let _home = world.home("peer.test").await;
+    let mut service = world.start(&world.config());
+    let mut peer = authenticated(&service, &world).await;
+    peer.send(&publish("id-1", "node-1")).await;
+    let batch = service.published.take().await;
+    let gate = service.gate.drain.clone();
+    let draining = actix_rt::spawn(async move { drain(&gate, LONG).await });
+    // Nobody takes what comes from now on.
+    tokio::time::sleep(SHORT).await;
+    peer.send(&publish("id-2", "node-2").repeat(100)).await;
+    batch
+        .origin
+        .tell(vec![(batch.items[0].ticket, PushOutcome::Accepted)]);
+    peer.expect_end("</stream:stream>").await;
+    drop(peer);
+    let gone = Instant::now();
+    assert_eq!(draining.await.unwrap().abandoned, 0);
+    assert!(gone.elapsed() < Duration::from_secs(1));
 }
