@@ -623,7 +623,7 @@ impl Writer {
             return Ok(());
         };
         let mut accepted = None;
-        let read = self.store.read(key, &mut |record| {
+        let read = self.store.look(key, &mut |record| {
             if record.acceptance != Some(acceptance) && record.renewed_at < at {
                 let record = Record {
                     acceptance: Some(acceptance),
@@ -655,7 +655,7 @@ impl Writer {
     ) -> Result<bool, RegistryError> {
         let mut event = None;
         if self.journal.is_some() {
-            let read = self.store.read(key, &mut |record| {
+            let read = self.store.look(key, &mut |record| {
                 event = ended(key, record, account.cloned(), cause.clone());
             });
             read.map_err(|error| self.failed(&error))?;
@@ -670,7 +670,7 @@ impl Writer {
     fn remove(&mut self, key: RegistrationKey) -> Result<bool, RegistryError> {
         self.unsynced = true;
         let census = &mut self.census;
-        let read = self.store.read(key, &mut |record| {
+        let read = self.store.look(key, &mut |record| {
             census.went(key, &Domain::new(record.domain));
         });
         let removed = read.and_then(|()| self.store.remove(key));

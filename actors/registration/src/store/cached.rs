@@ -14,7 +14,8 @@
 //!
 //! That a registration does not exist is not kept: nodes that are made up take no room. Records that were
 //! read once go before those that were read again, so a server that pushes to all its registrations in turn
-//! leaves the ones of others that are busy where they are.
+//! leaves the ones of others that are busy where they are. The writer, who comes after each push with its time,
+//! only looks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,6 +106,14 @@ impl RegistrationStore for CachedStore {
                     let _ = place.insert(bytes?.into());
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn look(&self, key: RegistrationKey, visit: &mut dyn FnMut(&Record<'_>)) -> Result<(), Error> {
+        match self.records.peek(&key) {
+            Some(bytes) => visit(&Record::decode(&bytes)?),
+            None => self.store.look(key, visit)?,
         }
         Ok(())
     }
@@ -334,6 +343,9 @@ mod tests {
         }
         for number in BUSY..20 * BUSY {
             read(&cached, key(number));
+            // The time of each push is written later.
+            let pushed = key(number.saturating_sub(100).max(BUSY));
+            assert!(cached.touch(pushed, &PushTimes::default()).unwrap());
             assert!(cached.records.len() as u64 <= 2 * BUSY);
         }
         let before = reads(&store);

@@ -68,6 +68,11 @@ pub(crate) trait RegistrationStore: Send + Sync + 'static {
     /// Shows the record of one registration, if there is one.
     fn read(&self, key: RegistrationKey, visit: &mut dyn FnMut(&Record<'_>)) -> Result<(), Error>;
 
+    /// The same for the writer, who comes after each push: what it looks at counts as pushed to no more often.
+    fn look(&self, key: RegistrationKey, visit: &mut dyn FnMut(&Record<'_>)) -> Result<(), Error> {
+        self.read(key, visit)
+    }
+
     /// Shows all registrations of an account.
     fn of_account(&self, account: AccountKey, visit: &mut Visit<'_>) -> Result<(), Error>;
 
@@ -105,7 +110,7 @@ pub(crate) trait RegistrationStore: Send + Sync + 'static {
     /// Adds to the push times of a registration; `false` if there is no such registration.
     fn touch(&self, key: RegistrationKey, times: &PushTimes) -> Result<bool, Error> {
         let mut exists = false;
-        self.read(key, &mut |_| exists = true)?;
+        self.look(key, &mut |_| exists = true)?;
         if exists {
             self.add_times(key, times)?;
         }
