@@ -188,6 +188,8 @@ impl RegistrationStore for CachedStore {
     }
 
     fn discard(self: Arc<Self>) -> Result<(), Error> {
+        // Here and now: else the last reader frees all of it, on a lane.
+        self.records.clear();
         // It waits for those who hold this one, since each of them holds the store with it.
         let store = Arc::clone(&self.store);
         drop(self);
@@ -260,6 +262,22 @@ mod tests {
         let next = cached.successor(&[]).unwrap();
         next.read(KEY, &mut |_| panic!("a store that follows begins empty"))
             .unwrap();
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_discarded_one_for_its_last_reader() {
+        let (_, cached) = cached(10);
+        let reader = Arc::new(cached);
+        reader.put(KEY, &record(1)).unwrap();
+        let visit = &mut |_: &Record<'_>| {
+            assert_eq!(reader.records.len(), 0);
+            Arc::clone(&reader).discard().unwrap();
+        };
+        reader.read(KEY, visit).unwrap();
+        assert_eq!(read(&reader, KEY), Some(1));
+        assert_eq!(reader.records.len(), 1);
+        Arc::clone(&reader).discard().unwrap();
+        assert_eq!(reader.records.len(), 0);
     }
 
     #[test]
