@@ -446,16 +446,16 @@ impl RegistrationStore for SledStore {
     }
 
     fn add_times(&self, key: RegistrationKey, times: &PushTimes) -> Result<(), Error> {
-        let bytes = times.encode();
-        // Most have nothing that has to be kept, and then one walk through the tree is enough.
-        if let Some(before) = self.push_times.insert(key.0, bytes.as_slice())? {
-            let mut merged = PushTimes::decode(&before)?;
-            merged.merge(times);
-            let merged = merged.encode();
-            if merged != bytes {
-                self.push_times.insert(key.0, merged)?;
+        // Merged before it is written: a crash must not leave the new half alone.
+        let bytes = match self.push_times.get(key.0)? {
+            Some(before) => {
+                let mut merged = PushTimes::decode(&before)?;
+                merged.merge(times);
+                merged.encode()
             }
-        }
+            None => times.encode(),
+        };
+        self.push_times.insert(key.0, bytes)?;
         Ok(())
     }
 
