@@ -21,6 +21,9 @@ use crate::token_file::{Kept, Shut, TokenFile, Unusable};
 /// APNs answers `TooManyProviderTokenUpdates` to tokens that change faster.
 pub(crate) const AGE_MIN: Duration = Duration::from_secs(20 * 60);
 
+/// A token is kept for longer by this: APNs counts from when it first sees one, which is later than its signature.
+const SEEN_LATER: Duration = Duration::from_secs(60);
+
 /// How often ages are looked at. Far below the distance between renewal and expiry.
 const CHECK: Duration = Duration::from_secs(10);
 
@@ -156,7 +159,14 @@ impl Issuer {
         };
         let in_slot = is_in_slot(last.token.issued_at, now, slot);
         let since = between(last.wall, now).max(last.at.elapsed());
-        self.rekeyed || ((self.refused || !in_slot) && since >= AGE_MIN)
+        // One that was signed late in its slot would expire meanwhile.
+        let is_spent = self.refused || between(last.token.issued_at, now) >= AGE_MAX;
+        let seen = if is_spent {
+            AGE_MIN
+        } else {
+            AGE_MIN + SEEN_LATER
+        };
+        self.rekeyed || ((self.refused || !in_slot) && since >= seen)
     }
 
     /// Says once of each token that the clock was set back behind it.
