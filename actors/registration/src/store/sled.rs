@@ -447,15 +447,12 @@ impl RegistrationStore for SledStore {
 
     fn add_times(&self, key: RegistrationKey, times: &PushTimes) -> Result<(), Error> {
         // Merged before it is written: a crash must not leave the new half alone.
-        let bytes = match self.push_times.get(key.0)? {
-            Some(before) => {
-                let mut merged = PushTimes::decode(&before)?;
-                merged.merge(times);
-                merged.encode()
-            }
-            None => times.encode(),
-        };
-        self.push_times.insert(key.0, bytes)?;
+        let before = self.times(key)?;
+        let mut merged = before.clone();
+        merged.merge(times);
+        if merged != before {
+            self.push_times.insert(key.0, merged.encode())?;
+        }
         Ok(())
     }
 
