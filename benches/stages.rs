@@ -103,7 +103,7 @@ async fn measure(options: &Options) {
     let read = [HEADER.as_bytes(), stanza.repeat(READ).as_bytes()].concat();
     assert_eq!(Stream::split(&read), READ);
     let stream = Stream::default();
-    let requests = apns::bench::Requests::new("org.example.demo", &bearer());
+    let mut requests = apns::bench::Requests::new("org.example.demo", &bearer());
     let token = DeviceToken::parse(&"ab".repeat(32)).unwrap();
     let (key, now) = (RegistrationKey([7; 16]), Clock::system().now());
     let mut answers = Answers::new(BATCH as u32);

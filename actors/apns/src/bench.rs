@@ -15,12 +15,13 @@ use messages::{Bearer, DeviceToken, Disclosure, RegistrationKey, UnixSeconds};
 use crate::ClassConfig;
 use crate::class::{Class, Style};
 use crate::push;
-use crate::request::{Template, authorization};
+use crate::request::{Paper, Template, authorization};
 
 /// What the requests of one app have in common.
 #[expect(missing_debug_implementations, reason = "it holds a provider token")]
 pub struct Requests {
     template: Template,
+    paper: Paper,
     authority: Authority,
     authorization: HeaderValue,
 }
@@ -33,6 +34,7 @@ impl Requests {
         let style = style.unwrap_or_else(|_| unreachable!("the default is in order"));
         Self {
             template: Template::new(topic, &style, Disclosure::Nothing).expect("a topic"),
+            paper: Paper::new(),
             authority: Authority::from_static("api.push.apple.com"),
             authorization: authorization(bearer).expect("a token is a header value"),
         }
@@ -41,12 +43,13 @@ impl Requests {
     /// The head of one request, with a new id, and its body.
     #[must_use]
     pub fn make(
-        &self,
+        &mut self,
         device_token: &DeviceToken,
         registration: RegistrationKey,
         now: UnixSeconds,
     ) -> (Request<()>, Bytes) {
         let head = self.template.request(
+            &mut self.paper,
             &self.authority,
             Some(&self.authorization),
             device_token,

@@ -25,6 +25,7 @@ use crate::ledger::count;
 use crate::paced::Paced;
 use crate::push::Push;
 use crate::reply::{Exchange, Loss, Reply};
+use crate::request::Paper;
 use crate::route::{Phase, Route, Seat};
 use crate::verdict::Fate;
 
@@ -78,6 +79,7 @@ struct Driver {
     exchanges: FuturesUnordered<Exchange>,
     /// What each open stream is for.
     requests: Slab<Request>,
+    paper: Paper,
     /// Requests somebody still waits for.
     live: usize,
     tick: Interval,
@@ -121,6 +123,7 @@ impl Driver {
             last_sign: Instant::now(),
             exchanges: FuturesUnordered::new(),
             requests: Slab::new(),
+            paper: Paper::new(),
             live: 0,
             tick,
             farewell_since: None,
@@ -295,7 +298,7 @@ impl Driver {
             };
             let template = push.app.template(push.class);
             let authorization = token.authorization.as_ref();
-            let head = template.head(&route.upstream, authorization, &push, wall);
+            let head = template.head(&mut self.paper, &route.upstream, authorization, &push, wall);
             let Ok(head) = head else {
                 // Hex digits always make a path; dropping the push answers it `Internal`.
                 continue;

@@ -1,7 +1,7 @@
 //! One HTTP/2 request per push: prepared but for the path, the id, the expiry and the provider token
 //! (Apple, "Sending notification requests to APNs").
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, InvalidHeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Uri, Version};
@@ -67,12 +67,13 @@ impl Template {
         &self.payload
     }
 
-    /// The head of the request for a push.
+    /// The head of the request for a push, written on `paper`.
     ///
     /// # Errors
     /// Never for hex tokens; stays an error because a push must not end in a panic.
     pub(crate) fn head(
         &self,
+        paper: &mut Paper,
         upstream: &Upstream,
         authorization: Option<&HeaderValue>,
         push: &Push,
@@ -80,6 +81,7 @@ impl Template {
     ) -> Result<Request<()>, http::Error> {
         let registration = push.registration;
         self.request(
+            paper,
             &upstream.authority,
             authorization,
             &push.device_token,
@@ -89,8 +91,10 @@ impl Template {
         )
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all that a request is made of")]
     pub(crate) fn request(
         &self,
+        paper: &mut Paper,
         authority: &Authority,
         authorization: Option<&HeaderValue>,
         device_token: &DeviceToken,
@@ -98,35 +102,28 @@ impl Template {
         id: Uuid,
         now: UnixSeconds,
     ) -> Result<Request<()>, http::Error> {
-        const PREFIX: &str = "/3/device/";
-        let token = device_token.as_str();
-        let mut path = String::with_capacity(PREFIX.len() + token.len());
-        path.push_str(PREFIX);
-        path.push_str(token);
+        let path = paper.write(&["/3/device/", device_token.as_str()]);
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTPS);
         uri.authority = Some(authority.clone());
-        uri.path_and_query = Some(PathAndQuery::from_maybe_shared(Bytes::from(path))?);
+        uri.path_and_query = Some(PathAndQuery::from_maybe_shared(path)?);
 
         let mut headers = self.headers.clone();
         match authorization {
             Some(authorization) => headers.insert(AUTHORIZATION, authorization.clone()),
             None => headers.remove(AUTHORIZATION),
         };
-        let mut id_text = Uuid::encode_buffer();
-        let id_text: &str = id.hyphenated().encode_lower(&mut id_text);
-        headers.insert(ID, HeaderValue::from_str(id_text)?);
+        let mut text = Uuid::encode_buffer();
+        headers.insert(ID, paper.once(id.hyphenated().encode_lower(&mut text))?);
         // An instant, not a duration; 0 means: deliver now or never.
         if self.expiration_seconds > 0 {
             let expiration = now.0.saturating_add(self.expiration_seconds);
-            let mut digits = itoa::Buffer::new();
-            headers.insert(
-                EXPIRATION,
-                HeaderValue::from_str(digits.format(expiration))?,
-            );
+            headers.insert(EXPIRATION, paper.number(expiration));
         }
         if self.collapse == Collapse::Registration {
-            headers.insert(COLLAPSE_ID, collapse_id(registration)?);
+            let half = collapse_id(registration);
+            let id = half.simple().encode_lower(&mut text);
+            headers.insert(COLLAPSE_ID, paper.once(id)?);
         }
 
         let mut request = Request::new(());
@@ -140,15 +137,52 @@ impl Template {
 
 /// 32 of the 64 bytes that are allowed: the same for all pushes of a registration, and from a hash, so
 /// that it tells nothing of user, server or node.
-fn collapse_id(registration: RegistrationKey) -> Result<HeaderValue, InvalidHeaderValue> {
+fn collapse_id(registration: RegistrationKey) -> Uuid {
     let hash = digest(&SHA256, &registration.0);
     let (half, _) = hash.as_ref().split_at(16);
-    let half = <[u8; 16]>::try_from(half).unwrap_or_default();
-    HeaderValue::from_str(
-        Uuid::from_bytes(half)
-            .simple()
-            .encode_lower(&mut Uuid::encode_buffer()),
-    )
+    Uuid::from_bytes(<[u8; 16]>::try_from(half).unwrap_or_default())
+}
+
+/// What the texts of many requests are written on: one allocation for all that a sheet holds.
+pub(crate) struct Paper {
+    sheet: BytesMut,
+    /// The last number, which most requests of a second have in common.
+    number: (u64, HeaderValue),
+}
+
+impl Paper {
+    /// Bytes of a sheet: some thirty requests. It lives until the last of them is written to the socket.
+    const SHEET: usize = 4096;
+
+    pub(crate) fn new() -> Self {
+        Self {
+            sheet: BytesMut::with_capacity(Self::SHEET),
+            number: (0, HeaderValue::from_static("0")),
+        }
+    }
+
+    /// Writes the pieces one behind the other.
+    fn write(&mut self, pieces: &[&str]) -> Bytes {
+        for piece in pieces {
+            self.sheet.extend_from_slice(piece.as_bytes());
+        }
+        self.sheet.split().freeze()
+    }
+
+    fn number(&mut self, number: u64) -> HeaderValue {
+        if self.number.0 != number {
+            self.number = (number, HeaderValue::from(number));
+        }
+        self.number.1.clone()
+    }
+
+    /// A header value that no other request has. It stays out of the compression table, which has to be
+    /// searched for each header, and has room for those only that come again (RFC 7541 §7.1.3).
+    fn once(&mut self, text: &str) -> Result<HeaderValue, InvalidHeaderValue> {
+        let mut value = HeaderValue::from_maybe_shared(self.write(&[text]))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
 }
 
 /// The `authorization` header: marked sensitive, so that no proxy keeps it in a compression table.
@@ -173,6 +207,7 @@ mod tests {
         let authorization = authorization(&Bearer::new("bearer a.b.c")).unwrap();
         let request = template
             .request(
+                &mut Paper::new(),
                 &Authority::from_static("api.push.apple.com"),
                 authorized.then_some(&authorization),
                 &DeviceToken::parse(&"AB".repeat(32)).unwrap(),
