@@ -5,6 +5,7 @@
 //! agree with its push type is refused here, with the reason in words in
 //! [`Notification::verdict`].
 
+mod alarm_clock;
 mod connection;
 mod control;
 mod frames;

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use h2::server::{Builder, SendResponse};
@@ -20,11 +20,12 @@ use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 use tokio_rustls::server::TlsStream;
 use uuid::Uuid;
 
 use super::KnownCertificate;
+use super::alarm_clock::AlarmClock;
 use super::control::{Control, Faults, Notification, State, Verdict};
 use super::frames::{Orders, Tap};
 use super::payload;
@@ -75,6 +76,8 @@ pub(super) async fn serve(
         .max_concurrent_streams(STREAMS_CEILING)
         .handshake(Tap::new(tls, Rc::clone(&orders)));
     let Ok(h2) = handshake.await else { return };
+    // Most are without latency.
+    let mut clock = None;
     let mut connection = Connection {
         h2,
         session: Session {
@@ -89,6 +92,7 @@ pub(super) async fn serve(
         announced_before: STREAMS_UNTRUSTED,
         receiving: Vec::new(),
         received: Vec::new(),
+        looked: Instant::now(),
         delayed: VecDeque::new(),
         stalled: Vec::new(),
         ignored: Vec::new(),
@@ -113,7 +117,14 @@ pub(super) async fn serve(
         if *stop.borrow_and_update() {
             connection.go_away(connection.newest, &current);
         }
-        let due = connection.due();
+        let due = connection.delayed.front().map(|(due, ..)| *due);
+        let closing = connection.closing;
+        if due.is_some() && clock.is_none() {
+            match AlarmClock::start() {
+                Ok(started) => clock = Some(started),
+                Err(_) => return,
+            }
+        }
         let step = tokio::select! {
             // Changes first: what is done after a change obeys it.
             biased;
@@ -126,7 +137,8 @@ pub(super) async fn serve(
                 Err(_) => return,
             },
             step = poll_fn(|cx| connection.poll(cx, &current)) => step,
-            () = wait(due) => Step::Due,
+            () = wait(clock.as_ref().zip(due)) => Step::Due,
+            () = linger(closing) => Step::Due,
         };
         let go_on = match step {
             Step::Arrived(requests) => connection.arrive(requests, &current),
@@ -140,9 +152,16 @@ pub(super) async fn serve(
     }
 }
 
-async fn wait(until: Option<Instant>) {
+async fn wait(alarm: Option<(&AlarmClock, Instant)>) {
+    match alarm {
+        Some((clock, until)) => clock.wait(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn linger(until: Option<Instant>) {
     match until {
-        Some(until) => sleep_until(until).await,
+        Some(until) => sleep_until(until.into()).await,
         None => std::future::pending().await,
     }
 }
@@ -168,6 +187,9 @@ struct Connection {
     receiving: Vec<Received>,
     /// Requests that are here as a whole, to be judged.
     received: Vec<Received>,
+    /// When what is being read was looked for: from then on a request's latency counts, as the time that is
+    /// spent on those before it is not theirs.
+    looked: Instant,
     /// Answers that wait for their time, the next first.
     delayed: VecDeque<(Instant, SendResponse<Bytes>, Answer)>,
     /// Requests that never get an answer.
@@ -191,11 +213,13 @@ struct Received {
     payload: Bytes,
     size: usize,
     respond: SendResponse<Bytes>,
+    at: Instant,
 }
 
 impl Connection {
     fn poll(&mut self, cx: &mut Context<'_>, faults: &Faults) -> Poll<Step> {
         let mut arrived = Vec::new();
+        self.looked = Instant::now();
         loop {
             match self.h2.poll_accept(cx) {
                 Poll::Ready(Some(Ok(request))) => arrived.push(request),
@@ -292,6 +316,7 @@ impl Connection {
                 payload: Bytes::new(),
                 size: 0,
                 respond,
+                at: self.looked,
             });
         }
         true
@@ -326,7 +351,7 @@ impl Connection {
                 }
                 Verdict::Refuse(_) | Verdict::Stall => self.dipped,
             };
-            let respond = request.respond;
+            let (respond, due) = (request.respond, request.at + latency);
             if verdict != Verdict::Stall {
                 self.answers += 1;
                 if self.answers == faults.close_after {
@@ -344,11 +369,11 @@ impl Connection {
                     Answer::new(apns_id, Some(refusal), date).send(respond);
                 }
                 Verdict::Accept => {
-                    self.delay(latency, respond, Answer::new(apns_id, None, date));
+                    self.delay(due, respond, Answer::new(apns_id, None, date));
                 }
                 Verdict::Refuse(refusal) => {
                     let answer = Answer::new(apns_id, Some(refusal), date);
-                    self.delay(latency, respond, answer);
+                    self.delay(due, respond, answer);
                 }
             }
         }
@@ -357,14 +382,8 @@ impl Connection {
         true
     }
 
-    fn delay(&mut self, latency: Duration, respond: SendResponse<Bytes>, answer: Answer) {
-        self.delayed
-            .push_back((Instant::now() + latency, respond, answer));
-    }
-
-    /// When something is to be done without a word of the client.
-    fn due(&self) -> Option<Instant> {
-        self.delayed.front().map(|(due, ..)| *due).or(self.closing)
+    fn delay(&mut self, due: Instant, respond: SendResponse<Bytes>, answer: Answer) {
+        self.delayed.push_back((due, respond, answer));
     }
 
     fn is_due(&mut self) -> bool {
