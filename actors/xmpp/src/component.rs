@@ -332,6 +332,7 @@ impl Task {
         let rule = Membership {
             lane: &self.core.lane,
             service: service.ok_or(Fault::Ended)?,
+            last: RefCell::default(),
         };
         loop {
             let pause = self.take_units(stream, &rule)?;
@@ -498,14 +499,20 @@ fn ping(domain: &Domain) -> Vec<u8> {
 struct Membership<'a> {
     lane: &'a Lane,
     service: &'a Service,
+    /// The server that sent last: most of what comes is of one.
+    last: RefCell<Option<Domain>>,
 }
 
 impl Membership<'_> {
     fn sender(&self, from: &str, to: &str) -> Option<Domain> {
         let own = &self.service.domain;
         let ours = to == own.as_str() || Jid::parse(to).is_ok_and(|to| to.domain == *own);
-        let from = Jid::parse(from).ok()?.domain;
-        (ours && from != *own).then_some(from)
+        let mut last = self.last.borrow_mut();
+        let from = match &*last {
+            Some(last) if last.as_str() == from => last,
+            _ => last.insert(Jid::parse(from).ok()?.domain),
+        };
+        (ours && from != own).then(|| from.clone())
     }
 }
 

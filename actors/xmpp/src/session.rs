@@ -94,6 +94,9 @@ pub(crate) struct Core {
     back: RefCell<Option<Back>>,
     /// How many of them are being written.
     writing: Cell<u64>,
+    /// Publishes that the last read with any brought: the next one brings about as many, and a list that grows is
+    /// copied each time.
+    last_read: Cell<usize>,
     /// Registration commands without answer.
     registering: Cell<usize>,
     /// Questions of people about their data without answer.
@@ -135,8 +138,8 @@ impl Core {
     }
 
     /// Answers tickets with what became of them.
-    fn answer(&self, outcomes: impl Iterator<Item = (Ticket, PushOutcome)>) {
-        let mut replies = Replies::default();
+    fn answer(&self, outcomes: impl ExactSizeIterator<Item = (Ticket, PushOutcome)>) {
+        let mut replies = Replies::with_room(outcomes.len());
         {
             let mut pending = self.pending.borrow_mut();
             let (before, late) = (pending.len(), pending.late());
@@ -264,6 +267,7 @@ impl Core {
         if items.is_empty() {
             return;
         }
+        self.last_read.set(items.len());
         self.lane.counters.publishes.add(items.len() as u64);
         self.lane.load.add_tickets(items.len());
         let batch = PublishBatch {
@@ -346,13 +350,26 @@ struct Route {
     remote: Domain,
 }
 
+/// Bytes of most answers.
+const REPLY_BYTES: usize = 128;
+
 /// Answers, gathered by stream.
 #[derive(Default)]
 struct Replies {
     batches: Vec<Answers>,
+    /// How many more are to be expected; most are for one stream.
+    expected: usize,
 }
 
 impl Replies {
+    /// For so many answers.
+    fn with_room(expected: usize) -> Self {
+        Self {
+            expected,
+            ..Self::default()
+        }
+    }
+
     /// Appends an answer to an iq.
     fn push(&mut self, head: &IqHead<'_>, render: impl FnOnce(&mut Vec<u8>)) {
         let known = self.batches.iter_mut().find(|batch| {
@@ -367,7 +384,8 @@ impl Replies {
                 // Both addresses were checked when the iq came.
                 let domain = |text| Jid::parse(text).map(|jid| jid.domain);
                 if let (Ok(remote), Ok(local)) = (domain(&head.from), domain(&head.to)) {
-                    let mut stanzas = Vec::new();
+                    let room = std::mem::take(&mut self.expected) * REPLY_BYTES;
+                    let mut stanzas = Vec::with_capacity(room);
                     render(&mut stanzas);
                     self.push_rendered(Route { local, remote }, stanzas);
                 }
@@ -442,6 +460,7 @@ impl Session {
             pending: RefCell::new(Pending::new(tickets)),
             back: RefCell::default(),
             writing: Cell::new(0),
+            last_read: Cell::new(0),
             registering: Cell::new(0),
             asking: Cell::new(0),
             order: Cell::new(Order::Run),
@@ -487,6 +506,7 @@ impl Handler<SendMessage> for Session {
     fn handle(&mut self, message: SendMessage, _: &mut Self::Context) -> Self::Result {
         self.core.send(Replies {
             batches: vec![batch_of(&message)],
+            ..Replies::default()
         });
         true
     }
@@ -951,6 +971,9 @@ impl Core {
             return Ok(());
         }
         let deadline = batch.deadline + BACKSTOP;
+        if batch.publishes.is_empty() {
+            batch.publishes.reserve(self.last_read.get());
+        }
         let ticket = self.pending.borrow_mut().take_ticket(&head, deadline);
         match ticket {
             Some(ticket) => batch.publishes.push(Publish {
