@@ -63,12 +63,14 @@ use table::{Line, Spread, Target};
 
 /// Devices of the service that is small.
 const FEW: u32 = 1_000;
-/// Streams of the service with two lanes.
-const STREAMS_OF_LANES: usize = 8;
+/// Servers that share the lanes, each with a stream in both directions, and the devices of each: more than pushes
+/// that wait, of which those to one device would become one.
+const SERVERS: usize = 16;
+const DEVICES_PER_SERVER: u32 = 100;
 /// Peers beside the one that floods, their pushes a second, and the devices of each.
 const QUIET_PEERS: usize = 9;
 const QUIET_RATE: u32 = 50;
-pub const DEVICES_PER_PEER: u32 = 50;
+const DEVICES_PER_PEER: u32 = 50;
 /// Pushes unanswered at a time of the peer that floods, and how many it may have read in a second.
 const FLOODING: u32 = 1_000;
 /// How often a flood is asked how far it is.
@@ -237,7 +239,7 @@ impl Side {
     async fn round(&self, pushes: u32, outstanding: u32, streams: usize) -> Cpu {
         let flood = self.flood(pushes, outstanding, streams);
         let flood = self.world.chat.flood.send(flood);
-        let before = self.used(0);
+        let before = used(&self.service, 0);
         let middle = Cell::new(None);
         let flooding = async {
             tokio::select! {
@@ -251,7 +253,9 @@ impl Side {
             "not every push was answered once with result: {report:?}"
         );
         // One that is too short to be looked at counts with its ends.
-        let (from, until) = middle.take().unwrap_or((before, self.used(pushes)));
+        let (from, until) = middle
+            .take()
+            .unwrap_or((before, used(&self.service, pushes)));
         Cpu::between(&from, &until)
     }
 
@@ -270,23 +274,23 @@ impl Side {
         loop {
             let progress = self.world.chat.progress.send(AskProgress).await.unwrap();
             if progress.answered >= answered {
-                return self.used(progress.answered);
+                return used(&self.service, progress.answered);
             }
             tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    fn used(&self, answered: u32) -> Used {
-        Used {
-            answered,
-            process: self.service.cpu(),
-            threads: self.service.threads_cpu(),
         }
     }
 
     async fn stop(self) {
         self.service.stop().await;
         self.world.stop().await;
+    }
+}
+
+fn used(service: &Service, answered: u32) -> Used {
+    Used {
+        answered,
+        process: service.cpu(),
+        threads: service.threads_cpu(),
     }
 }
 
@@ -357,10 +361,17 @@ async fn peers(options: &Options, lines: &mut Vec<Line>) {
     let lanes = [Lane::start(), Lane::start()];
     let [quiet_lane, flooding_lane] = &lanes;
     let (last, quiet_hosts) = hosts.split_last().unwrap();
-    let flooding = Peer::start(&world, service.address, last, flooding_lane).await;
+    let flooding = Peer::start(
+        &world,
+        service.address,
+        last,
+        DEVICES_PER_PEER,
+        flooding_lane,
+    )
+    .await;
     let mut quiet = Vec::new();
     for host in quiet_hosts {
-        quiet.push(Peer::start(&world, service.address, host, quiet_lane).await);
+        quiet.push(Peer::start(&world, service.address, host, DEVICES_PER_PEER, quiet_lane).await);
     }
     quietly(&quiet, 1).await;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
@@ -409,41 +420,79 @@ async fn quietly(peers: &[Peer], seconds: u32) -> f64 {
 
 /// Row 8.
 async fn lanes(options: &Options, lines: &mut Vec<Line>) {
-    let registrations = (10 * FEW, 10 * FEW);
+    let flooding = [Lane::start(), Lane::start()];
     let mut sides = Vec::new();
     for lanes in ["1", "2"] {
-        let environment = [("CAMPANILE__RUNTIME__LANES", lanes)];
-        let side = Side::start(Way::Federation, registrations, &environment).await;
-        side.warm_up(options).await;
-        sides.push((side, Vec::new()));
+        sides.push(Shared::start(lanes, &flooding).await);
     }
-    for _ in 0..options.rounds {
-        for (side, measured) in &mut sides {
-            let round = side.round(options.pushes, options.outstanding, STREAMS_OF_LANES);
-            measured.push(round.await);
+    let mut measured = [Vec::new(), Vec::new()];
+    for round in 0..=options.rounds {
+        for ((lanes, side), measured) in (1..).zip(&sides).zip(&mut measured) {
+            // Each lane has as much to do: what is read at once is what makes a push cheap.
+            let cpu = side
+                .round(options.pushes, lanes * options.outstanding)
+                .await;
+            // Connections to APNs begin with one stream.
+            if round > 0 {
+                measured.push(cpu);
+            }
         }
     }
     // Pushes per second that the busiest lane could carry with a core of its own.
-    let mut one = 0.0;
-    for (lanes, (side, measured)) in (1..).zip(sides) {
-        let question = format!("pushes/CPU s of {lanes} lane(s)");
-        let capacity = Spread::of(&measured, |cpu| 100_000.0 / cpu.busiest(lanes));
-        let line = Line::shown(&question, "s2s", capacity);
-        lines.push(match lanes {
-            1 => line,
-            _ => line.compared(8, one, Target::RatioAtLeast(1.8)),
-        });
-        if lanes == 1 {
-            one = capacity.median;
-        } else {
-            let share = Spread::of(&measured, |cpu| cpu.idlest(lanes) / cpu.busiest(lanes));
-            lines.push(Line::shown(
-                "the idler lane's CPU to the busier's",
-                "s2s",
-                share,
-            ));
+    let [one, two] = &measured;
+    let capacity =
+        |lanes: usize, rounds: &[Cpu]| Spread::of(rounds, |cpu| 100_000.0 / cpu.busiest(lanes));
+    let question = |lanes: usize| format!("pushes/CPU s of {lanes} lane(s)");
+    let alone = capacity(1, one);
+    lines.push(Line::shown(&question(1), "s2s", alone));
+    let line = Line::shown(&question(2), "s2s", capacity(2, two));
+    lines.push(line.compared(8, alone.median, Target::RatioAtLeast(1.8)));
+    let share = Spread::of(two, |cpu| cpu.idlest(2) / cpu.busiest(2));
+    let question = "the idler lane's CPU to the busier's";
+    lines.push(Line::shown(question, "s2s", share));
+    for side in sides {
+        side.service.stop().await;
+        side.world.stop().await;
+    }
+    for lane in flooding {
+        lane.stop().await;
+    }
+}
+
+/// A service that several servers share.
+struct Shared {
+    world: World,
+    service: Service,
+    peers: Vec<Peer>,
+}
+
+impl Shared {
+    async fn start(lanes: &str, flooding: &[Lane; 2]) -> Self {
+        let hosts = peers::hosts(SERVERS);
+        let world = world(Way::Federation, hosts.clone()).await;
+        let environment = [("CAMPANILE__RUNTIME__LANES", lanes)];
+        let service = Service::start_with(world.config_file(), &environment).await;
+        world.apple.control.set_recording(false);
+        let mut peers = Vec::new();
+        for (host, lane) in hosts.iter().zip(flooding.iter().cycle()) {
+            let peer = Peer::start(&world, service.address, host, DEVICES_PER_SERVER, lane);
+            peers.push(peer.await);
         }
-        side.stop().await;
+        Self {
+            world,
+            service,
+            peers,
+        }
+    }
+
+    async fn round(&self, pushes: u32, outstanding: u32) -> Cpu {
+        let servers = SERVERS as u32;
+        let share = pushes / servers;
+        let pace = Pace::Outstanding((outstanding / servers).max(1));
+        let floods = self.peers.iter().map(|peer| peer.flood(share, pace));
+        let before = used(&self.service, 0);
+        futures_util::future::join_all(floods).await;
+        Cpu::between(&before, &used(&self.service, share * servers))
     }
 }
 

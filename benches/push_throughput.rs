@@ -11,13 +11,15 @@
 //! client in a process of its own sends the same requests and does nothing else. Ways and client take turns,
 //! so that what else the machine does meets all of them. Only the ratios mean anything on another machine.
 //!
-//! - Closed loop: `--outstanding` pushes without an answer at a time, a new one for each answer.
+//! - Closed loop: `--outstanding` pushes without an answer at a time, a new one for each answer. The lane of the
+//!   service and the bare client have a core to themselves in their turn, all else has the others.
 //! - Closed loop, APNs at 20 ms: on 1000 streams, with half as many pushes more so that all streams are in use;
 //!   no client can do more than 1000 / 20 ms.
 //! - Open loop: so many pushes per second whatever is unanswered, with the simulator at 0 ms, so that all of
-//!   the time is the server's, the kernel's and the simulators' own. It is counted from the write. `late` is
-//!   how much later than it was due a push was written: by a millisecond or two because the flood sleeps in
-//!   between, by more where the server does not read in time.
+//!   the time is the server's, the kernel's and the simulators' own. It is counted from the write, and what the
+//!   bare client waits at the same rate in the same round is taken off: that is APNs' own, and the machine's.
+//!   `late` is how much later than it was due a push was written: by a millisecond or two because the flood
+//!   sleeps in between, by more where the server does not read in time. All threads run where they like.
 //!
 //! ```sh
 //! cargo bench --bench push_throughput -- --pushes 50000 --rounds 5 --json target/push_throughput.json
@@ -39,6 +41,8 @@
 
 #[path = "push_throughput/bare.rs"]
 mod bare;
+#[path = "push_throughput/cores.rs"]
+mod cores;
 #[path = "push_throughput/process.rs"]
 mod process;
 #[path = "push_throughput/table.rs"]
@@ -55,6 +59,7 @@ use simulators::apple::{self, Faults};
 use simulators::server::{Flood, FloodReport, Pace, PublishShape, RegisterDevice};
 use tokio::task::JoinSet;
 
+use cores::Cores;
 use process::{Service, cpu_of};
 use table::{Line, Spread, Target};
 
@@ -95,6 +100,9 @@ struct Options {
     /// Writes the figures to a file as JSON, with the machine and the commit.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Pushes per second of the bare client.
+    #[arg(long, hide = true)]
+    rate: Option<u32>,
     /// What cargo passes to every bench.
     #[arg(long, hide = true)]
     bench: bool,
@@ -118,8 +126,13 @@ fn main() {
     let options = Options::parse();
     let system = actix_rt::System::new();
     if let Some(bare) = &options.bare {
-        let figures = system.block_on(bare::run(bare, options.outstanding, options.devices));
-        println!("{} {}", figures.rate, figures.cpu);
+        let task = options.rate.map_or(
+            bare::Task::InFlight(options.outstanding),
+            bare::Task::PerSecond,
+        );
+        let answer = system.block_on(bare::run(bare, task, options.devices));
+        let (figures, [p50, p99]) = (answer.figures, answer.latency);
+        println!("{} {} {p50} {p99}", figures.rate, figures.cpu);
     } else {
         system.block_on(compare(&options));
     }
@@ -244,8 +257,10 @@ async fn compare(options: &Options) {
         Side::start(Way::Federation, options).await,
     ];
     let mut lines = Vec::new();
+    pin(&sides);
     let rates = closed_loop(&sides, options, &mut lines).await;
     with_latency(&sides, options, &mut lines).await;
+    unpin(&sides);
     for rate in RATES {
         let rates = [rate; 2];
         open_loop(
@@ -297,6 +312,25 @@ async fn compare(options: &Options) {
         side.service.stop().await;
         side.world.stop().await;
     }
+}
+
+/// Gives the lane of each service a core, which they have in turn, and all else the others.
+fn pin(sides: &[Side; 2]) {
+    for Side { service, .. } in sides {
+        let lane = service.actor_threads().first().map(|(number, _)| *number);
+        cores::put(&service.pid(), |thread| match Some(thread) == lane {
+            true => Cores::Measured,
+            false => Cores::Others,
+        });
+    }
+    cores::put("self", |_| Cores::Others);
+}
+
+fn unpin(sides: &[Side; 2]) {
+    for Side { service, .. } in sides {
+        cores::put(&service.pid(), |_| Cores::All);
+    }
+    cores::put("self", |_| Cores::All);
 }
 
 /// Rows 1 and 2. Gives the rate of each side.
@@ -362,12 +396,14 @@ async fn rounds(
             figures.push(side.closed(options.pushes, outstanding).await);
         }
         let [Side { world, .. }, _] = sides;
-        bare.push(bare::spawn(world, options.pushes, of_bare, options.devices).await);
+        let task = bare::Task::InFlight(of_bare);
+        let answer = bare::spawn(world, task, options.pushes, options.devices).await;
+        bare.push(answer.figures);
     }
     (measured, bare)
 }
 
-/// Row 3 at one rate for each side: p50 and p99 against their targets in milliseconds.
+/// Row 3 at one rate for each side: what is added to p50 and p99, against their targets in milliseconds.
 async fn open_loop(
     sides: &[Side; 2],
     rates: [u32; 2],
@@ -381,19 +417,33 @@ async fn open_loop(
         for ((side, rate), reports) in sides.iter().zip(rates).zip(&mut measured) {
             let rate = rate.max(1);
             let pushes = rate.saturating_mul(options.seconds).min(options.pushes);
-            reports.push(side.flood(pushes, Pace::PerSecond(rate)).await);
+            let report = side.flood(pushes, Pace::PerSecond(rate)).await;
+            let task = bare::Task::PerSecond(rate);
+            let bare = bare::spawn(&side.world, task, pushes, options.devices).await;
+            reports.push((report, bare.latency));
         }
     }
-    for (quantile, limit) in [0.5, 0.99].into_iter().zip(targets) {
+    for ((at, quantile), limit) in [0.5, 0.99].into_iter().enumerate().zip(targets) {
+        let question = format!("p{:.0} {what}, ms", quantile * 100.0);
+        let [first, second] = &measured;
+        let bare: Vec<f64> = [first, second]
+            .into_iter()
+            .flatten()
+            .map(|(_, bare)| bare[at])
+            .collect();
+        lines.push(Line::shown(
+            &question,
+            "bare h2",
+            Spread::of(&bare, |millis| *millis),
+        ));
         for (side, reports) in sides.iter().zip(&measured) {
-            let took = Spread::of(reports, |report| {
-                f64::from(report.quantile_micros(quantile)) / 1000.0
+            let added = Spread::of(reports, |(report, bare)| {
+                f64::from(report.quantile_micros(quantile)) / 1000.0 - bare[at]
             });
-            let late = Spread::of(reports, |report| {
+            let late = Spread::of(reports, |(report, _)| {
                 f64::from(report.lateness_quantile_micros(quantile)) / 1000.0
             });
-            let question = format!("p{:.0} {what}, ms", quantile * 100.0);
-            let line = Line::shown(&question, side.name, took);
+            let line = Line::shown(&format!("{question}, added"), side.name, added);
             let line = match limit.is_finite() {
                 true => line.compared(3, limit, Target::AtMost(limit)),
                 false => line,

@@ -32,7 +32,13 @@ pub struct Peer {
 
 impl Peer {
     /// Starts it on a thread, and registers devices.
-    pub async fn start(world: &World, service: SocketAddr, host: &Host, lane: &Lane) -> Self {
+    pub async fn start(
+        world: &World,
+        service: SocketAddr,
+        host: &Host,
+        devices_wanted: u32,
+        lane: &Lane,
+    ) -> Self {
         let (domain, address) = host.clone();
         let authority = world.authority();
         let edges = server::Edges {
@@ -49,7 +55,7 @@ impl Peer {
         let started = lane.build(move || server::start(&config, edges)).await;
         let handles = started.unwrap().unwrap();
         let mut devices = Vec::new();
-        for n in 0..super::DEVICES_PER_PEER {
+        for n in 0..devices_wanted {
             let request = RegisterDevice {
                 user: format!("user{n}"),
                 node: NodeId::new(&format!("{domain}-{n}")).unwrap(),

@@ -1,7 +1,7 @@
 //! The least a push can cost: a bare `h2` client that sends the same requests and does nothing else.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -18,16 +18,37 @@ use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use crate::Figures;
+use crate::cores::{self, Cores};
 use crate::process::cpu_of;
 
 const PAYLOAD: &str =
     r#"{"aps":{"alert":{"title":"New message"},"mutable-content":1,"sound":"default"}}"#;
 
+/// What is asked of the client.
+#[derive(Clone, Copy)]
+pub enum Task {
+    /// Closed loop, on the core of what is measured: so many requests in flight.
+    InFlight(u32),
+    /// Open loop: so many requests a second.
+    PerSecond(u32),
+}
+
+/// What it answers.
+pub struct Answer {
+    pub figures: Figures,
+    /// Milliseconds from a request to its answer: p50 and p99.
+    pub latency: [f64; 2],
+}
+
 /// Runs the bare client as a process of its own against the world's APNs.
-pub async fn spawn(world: &World, pushes: u32, outstanding: u32, devices: u32) -> Figures {
+pub async fn spawn(world: &World, task: Task, pushes: u32, devices: u32) -> Answer {
     let directory = world.directory();
+    let task = match task {
+        Task::InFlight(outstanding) => ["--outstanding".to_owned(), outstanding.to_string()],
+        Task::PerSecond(rate) => ["--rate".to_owned(), rate.to_string()],
+    };
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--outstanding", &outstanding.to_string()])
+        .args(task)
         .args(["--devices", &devices.to_string(), "--bare"])
         .arg(world.apple.address.to_string())
         .args([
@@ -47,16 +68,22 @@ pub async fn spawn(world: &World, pushes: u32, outstanding: u32, devices: u32) -
     let mut figures = text
         .split_whitespace()
         .map(|figure| figure.parse::<f64>().unwrap());
-    let (rate, cpu) = (figures.next().unwrap(), figures.next().unwrap());
-    Figures {
-        rate,
-        cpu,
-        simulators_cpu: 0.0,
+    let mut next = || figures.next().unwrap();
+    Answer {
+        figures: Figures {
+            rate: next(),
+            cpu: next(),
+            simulators_cpu: 0.0,
+        },
+        latency: [next(), next()],
     }
 }
 
 /// The bare client itself.
-pub async fn run(arguments: &[String], outstanding: u32, devices: u32) -> Figures {
+pub async fn run(arguments: &[String], task: Task, devices: u32) -> Answer {
+    if let Task::InFlight(_) = task {
+        cores::go_to(Cores::Measured);
+    }
     let [address, root, key, pushes] = arguments else {
         panic!("four arguments")
     };
@@ -105,10 +132,12 @@ pub async fn run(arguments: &[String], outstanding: u32, devices: u32) -> Figure
     let push = move |mut sender: h2::client::SendRequest<Bytes>, n: u32| {
         let (request, payload) = (request.clone(), payload.clone());
         async move {
+            let sent = Instant::now();
             let (answer, mut body) = sender.send_request(request(n), false).unwrap();
             body.send_data(payload, true).unwrap();
             let answer = answer.await.unwrap();
             assert_eq!(answer.status(), StatusCode::OK);
+            sent.elapsed()
         }
     };
     // The first request opens the connection's streams.
@@ -116,20 +145,36 @@ pub async fn run(arguments: &[String], outstanding: u32, devices: u32) -> Figure
 
     let (began, cpu) = (Instant::now(), cpu_of("self"));
     let mut in_flight = JoinSet::new();
+    let mut took = Vec::new();
     for n in 0..pushes {
-        if in_flight.len() >= outstanding as usize {
-            in_flight.join_next().await.unwrap().unwrap();
+        match task {
+            Task::InFlight(outstanding) if in_flight.len() >= outstanding as usize => {
+                took.push(in_flight.join_next().await.unwrap().unwrap());
+            }
+            Task::InFlight(_) => {}
+            Task::PerSecond(rate) => {
+                let due = began + Duration::from_secs(n.into()) / rate;
+                tokio::time::sleep_until(due.into()).await;
+            }
         }
         in_flight.spawn_local(push(sender.clone().ready().await.unwrap(), n));
     }
     while let Some(done) = in_flight.join_next().await {
-        done.unwrap();
+        took.push(done.unwrap());
     }
     let (elapsed, cpu) = (began.elapsed(), cpu_of("self") - cpu);
-    Figures {
-        rate: f64::from(pushes) / elapsed.as_secs_f64(),
-        cpu: cpu.as_secs_f64() * 100_000.0 / f64::from(pushes),
-        simulators_cpu: 0.0,
+    took.sort_unstable();
+    let quantile = |share: usize| {
+        let took: Duration = took[(took.len() * share / 100).min(took.len() - 1)];
+        took.as_secs_f64() * 1_000.0
+    };
+    Answer {
+        figures: Figures {
+            rate: f64::from(pushes) / elapsed.as_secs_f64(),
+            cpu: cpu.as_secs_f64() * 100_000.0 / f64::from(pushes),
+            simulators_cpu: 0.0,
+        },
+        latency: [quantile(50), quantile(99)],
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ impl Service {
 
     /// Bytes of memory that are resident now.
     pub fn memory(&self) -> u64 {
-        let pid = self.child.id().unwrap();
+        let pid = self.pid();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
@@ -58,25 +58,33 @@ impl Service {
 
     /// CPU time of each thread of the actor framework until now, in the order of their start: lanes come first.
     pub fn threads_cpu(&self) -> Vec<Duration> {
-        let tasks = format!("/proc/{}/task", self.child.id().unwrap());
-        let mut threads: Vec<(u32, Duration)> = fs::read_dir(tasks)
+        let threads = self.actor_threads().into_iter();
+        threads.map(|(_, thread)| cpu_of_thread(&thread)).collect()
+    }
+
+    /// The threads of the actor framework by number, but for its main one, which has the name of the program.
+    pub fn actor_threads(&self) -> Vec<(u32, PathBuf)> {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let mut threads: Vec<(u32, PathBuf)> = fs::read_dir(tasks)
             .unwrap()
             .filter_map(|thread| {
                 let thread = thread.unwrap().path();
                 let name = fs::read_to_string(thread.join("comm")).ok()?;
                 let number = thread.file_name()?.to_str()?.parse().ok()?;
-                // The threads of the actor framework; its main one has the name of the program.
-                name.starts_with("actix-rt")
-                    .then(|| (number, cpu_of_thread(&thread)))
+                name.starts_with("actix-rt").then_some((number, thread))
             })
             .collect();
         threads.sort_unstable();
-        threads.into_iter().map(|(_, cpu)| cpu).collect()
+        threads
+    }
+
+    pub fn pid(&self) -> String {
+        self.child.id().unwrap().to_string()
     }
 
     /// CPU time of all its threads until now.
     pub fn cpu(&self) -> Duration {
-        cpu_of(&self.child.id().unwrap().to_string())
+        cpu_of(&self.pid())
     }
 
     pub async fn stop(mut self) {
