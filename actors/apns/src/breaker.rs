@@ -1,9 +1,9 @@
 //! Stops an app whose configuration APNs refuses from hammering at it.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use messages::Domain;
@@ -90,11 +90,12 @@ enum Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Family(u64);
 
+/// Nobody outside of the process can choose names that come to the same.
+static FAMILIES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
 impl From<&Domain> for Family {
     fn from(domain: &Domain) -> Self {
-        let mut hasher = DefaultHasher::new();
-        domain.owner().hash(&mut hasher);
-        Self(hasher.finish())
+        Self(FAMILIES.hash_one(domain.owner()))
     }
 }
 
@@ -247,7 +248,7 @@ impl Breaker {
     /// Whether a push from a server may be sent now, by how its device token stands.
     pub(crate) fn admits(
         &self,
-        domain: &Domain,
+        family: Family,
         standing: impl FnOnce() -> Standing,
         now: Instant,
     ) -> Admission {
@@ -258,7 +259,6 @@ impl Breaker {
         let Some(open) = &mut state.open else {
             return Admission::Go;
         };
-        let family = Family::from(domain);
         if open.cause == Cause::Refused {
             return open.admit(family, now, self.pause_max);
         }
@@ -358,7 +358,8 @@ mod tests {
         }
 
         fn asks_as(&self, domain: &Domain, standing: Standing, millis: u64) -> Admission {
-            self.breaker.admits(domain, || standing, self.at(millis))
+            self.breaker
+                .admits(domain.into(), || standing, self.at(millis))
         }
 
         #[track_caller]

@@ -68,6 +68,9 @@ pub struct Config {
     pub token_guard_window_seconds: u64,
     /// Most per cent of the window's verdicts that may be such errors for one to end a registration.
     pub token_guard_share_max_percent: u64,
+    /// Seconds for which the first success of a registration stands for all: its time is kept, and that of later
+    /// ones is not. An error ends them.
+    pub success_interval_seconds: u64,
     /// Seconds between two log lines on the same problem of the same app.
     pub alarm_interval_seconds: u64,
     /// Seconds of the time slots that provider tokens are issued in: each carries the start of its slot, so
@@ -103,6 +106,7 @@ impl Default for Config {
             breaker_seconds: 30,
             token_guard_window_seconds: 3_600,
             token_guard_share_max_percent: 20,
+            success_interval_seconds: 3_600,
             alarm_interval_seconds: 300,
             token_slot_seconds: 2_400,
             token_dir: PathBuf::from("/var/lib/campanile/provider-tokens"),
@@ -179,6 +183,12 @@ impl Config {
             self.token_guard_share_max_percent,
             0,
             100,
+        );
+        within(
+            "success_interval_seconds",
+            self.success_interval_seconds,
+            0,
+            3_600,
         );
         within(
             "alarm_interval_seconds",

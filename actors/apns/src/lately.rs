@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
-/// A map that forgets by halves: once the newer half is full, the older one goes.
+use messages::BuildRandom;
+
+/// A map that forgets by halves: once the newer half is full, the older one goes. Its keys are random.
 pub(crate) struct Lately<V> {
     half: usize,
-    newer: HashMap<u64, V>,
-    older: HashMap<u64, V>,
+    newer: HashMap<u64, V, BuildRandom>,
+    older: HashMap<u64, V, BuildRandom>,
 }
 
 impl<V> Lately<V> {
@@ -14,8 +16,8 @@ impl<V> Lately<V> {
     pub(crate) fn new(half: usize) -> Self {
         Self {
             half,
-            newer: HashMap::new(),
-            older: HashMap::new(),
+            newer: HashMap::default(),
+            older: HashMap::default(),
         }
     }
 
@@ -26,7 +28,9 @@ impl<V> Lately<V> {
     /// Makes it one of the newest.
     pub(crate) fn insert(&mut self, key: u64, value: V) {
         if self.newer.len() >= self.half && !self.newer.contains_key(&key) {
-            self.older = std::mem::take(&mut self.newer);
+            std::mem::swap(&mut self.newer, &mut self.older);
+            // It keeps its room: growing again would be a pause for everybody.
+            self.newer.clear();
         }
         self.older.remove(&key);
         self.newer.insert(key, value);

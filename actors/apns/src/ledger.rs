@@ -11,14 +11,20 @@ use actix::Recipient;
 use messages::{
     DeadPush, DeadPushBatch, JournalBatch, JournalEntry, JournalEvent, Origin, PushOutcome,
     PushTarget, PushTrace, PushedEvent, RegistrationKey, RejectedToken, RejectedTokens, Rejection,
-    Ticket, Touch, TouchBatch,
+    Ticket, Touch, TouchBatch, UnixSeconds,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Outcomes collected before the journal is told of them without waiting for a tick: a message to another
-/// thread for hundreds of pushes costs nothing, one for each push would be seen.
-const JOURNAL_BATCH: usize = 256;
+use crate::lately::Lately;
+
+/// Records collected before registry or journal is told of them without waiting for a tick. Either is on
+/// another thread, which a message has to wake: for hundreds of pushes that costs nothing, for those of one
+/// read it was a tenth of the CPU.
+const RECORDS_BATCH: usize = 256;
+
+/// Of so many registrations at least it is known when the registry was told of a success.
+const SUCCESSES: usize = 65_536;
 
 /// What one lane owes and what it has to tell. Telling is collected and leaves in [`Ledger::flush`].
 pub(crate) struct Ledger {
@@ -31,6 +37,9 @@ pub(crate) struct Ledger {
     serial: Cell<u64>,
     outcomes: Cell<Vec<(Rc<Batch>, Ticket, PushOutcome)>>,
     touches: Cell<Vec<Touch>>,
+    /// When the registry was last told of a success, if of no error since.
+    successes: RefCell<Lately<UnixSeconds>>,
+    success_interval: u64,
     dead: Cell<Vec<RejectedToken>>,
     buried: Cell<Vec<(Rc<Batch>, DeadPush)>>,
     entries: Cell<Vec<JournalEntry>>,
@@ -92,6 +101,7 @@ pub(crate) struct Claim {
 
 impl Ledger {
     pub(crate) fn new(
+        success_interval: u64,
         touch: Recipient<TouchBatch>,
         rejected: Recipient<RejectedTokens>,
         dead_pushes: Recipient<DeadPushBatch>,
@@ -106,6 +116,8 @@ impl Ledger {
             serial: Cell::default(),
             outcomes: Cell::default(),
             touches: Cell::default(),
+            successes: RefCell::new(Lately::new(SUCCESSES)),
+            success_interval,
             dead: Cell::default(),
             buried: Cell::default(),
             entries: Cell::default(),
@@ -143,9 +155,29 @@ impl Ledger {
             .collect()
     }
 
-    /// Remembers a verdict for its registration.
-    pub(crate) fn touch(&self, touch: Touch) {
+    /// Remembers a verdict for its registration. `known` says whether the store has it that APNs takes the
+    /// device token: then of many successes the first counts.
+    pub(crate) fn touch(&self, touch: Touch, known: bool) {
+        let key = touch.registration.short();
+        let mut successes = self.successes.borrow_mut();
+        if touch.verdict.is_err() {
+            successes.remove(key);
+        } else {
+            let since = successes
+                .get(key)
+                .map(|since| touch.at.0.checked_sub(since.0));
+            let is_old = since.is_none_or(|ago| ago.is_none_or(|ago| ago >= self.success_interval));
+            if known && !is_old {
+                return;
+            }
+            successes.insert(key, touch.at);
+        }
         push(&self.touches, touch);
+    }
+
+    /// A registration has ended or has another device token.
+    pub(crate) fn forget(&self, registration: RegistrationKey) {
+        self.successes.borrow_mut().remove(registration.short());
     }
 
     /// Remembers a dead token.
@@ -209,38 +241,62 @@ impl Ledger {
     /// Sends what was collected: one message per receiver.
     pub(crate) fn flush(&self) {
         self.ask_about_dead();
-        let outcomes = self.outcomes.take();
-        if !outcomes.is_empty() {
-            let mut by_origin: HashMap<&Origin, Vec<(Ticket, PushOutcome)>> = HashMap::new();
-            for (batch, ticket, outcome) in &outcomes {
-                let items = by_origin.entry(&batch.origin).or_default();
-                items.push((*ticket, *outcome));
-            }
-            for (origin, items) in by_origin {
-                self.lost(origin.tell(items));
-            }
-        }
-        let items = self.touches.take();
-        let touched = items.len();
-        if touched > 0 && self.touch.try_send(TouchBatch { items }).is_err() {
-            self.lost(touched);
-        }
+        let mut outcomes = self.outcomes.take();
+        self.tell_origins(&outcomes);
+        // Its room is used again: growing it anew each time was one in a hundred instructions.
+        outcomes.clear();
+        self.outcomes.set(outcomes);
         let items = self.dead.take();
         let dead = items.len();
         if dead > 0 && self.rejected.try_send(RejectedTokens { items }).is_err() {
             self.lost(dead);
         }
+        let touches = self.touches.take();
+        if touches.len() < RECORDS_BATCH {
+            self.touches.set(touches);
+        } else {
+            self.tell_registry(touches);
+        }
         let entries = self.entries.take();
-        if entries.len() < JOURNAL_BATCH {
+        if entries.len() < RECORDS_BATCH {
             self.entries.set(entries);
         } else {
             self.tell_journal(entries);
         }
     }
 
-    /// Tells the journal what was collected, however little it is.
-    pub(crate) fn flush_journal(&self) {
+    fn tell_origins(&self, outcomes: &[(Rc<Batch>, Ticket, PushOutcome)]) {
+        let Some((first, ..)) = outcomes.first() else {
+            return;
+        };
+        let others = |(batch, ..): &(Rc<Batch>, _, _)| batch.origin != first.origin;
+        if !outcomes.iter().any(others) {
+            let items = outcomes.iter();
+            let items = items.map(|(_, ticket, outcome)| (*ticket, *outcome));
+            self.lost(first.origin.tell(items.collect()));
+            return;
+        }
+        let mut by_origin: HashMap<&Origin, Vec<(Ticket, PushOutcome)>> = HashMap::new();
+        for (batch, ticket, outcome) in outcomes {
+            let items = by_origin.entry(&batch.origin).or_default();
+            items.push((*ticket, *outcome));
+        }
+        for (origin, items) in by_origin {
+            self.lost(origin.tell(items));
+        }
+    }
+
+    /// Tells registry and journal what was collected, however little it is.
+    pub(crate) fn flush_records(&self) {
+        self.tell_registry(self.touches.take());
         self.tell_journal(self.entries.take());
+    }
+
+    fn tell_registry(&self, items: Vec<Touch>) {
+        let told = items.len();
+        if told > 0 && self.touch.try_send(TouchBatch { items }).is_err() {
+            self.lost(told);
+        }
     }
 
     fn tell_journal(&self, items: Vec<JournalEntry>) {
@@ -402,14 +458,16 @@ impl Drop for Claim {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
     use std::time::Duration;
 
-    use messages::{AccountKey, Domain, NodeId, UnixSeconds};
+    use messages::{Acceptance, AccountKey, Domain, ErrorReason, NodeId};
     use proptest::prelude::*;
     use testkit::Collector;
 
     use super::*;
 
+    const SUCCESS_INTERVAL: u64 = 3_600;
     const UNAVAILABLE: PushOutcome = PushOutcome::Rejected(Rejection::Unavailable);
     const INTERNAL: PushOutcome = PushOutcome::Rejected(Rejection::Internal);
 
@@ -418,17 +476,19 @@ mod tests {
         outcomes: Collector<messages::OutcomeBatch>,
         dead_pushes: Collector<DeadPushBatch>,
         journal: Collector<JournalBatch>,
+        touches: Collector<TouchBatch>,
         now: Instant,
     }
 
     impl Desk {
         fn start() -> Self {
-            let touch = Collector::start().recipient();
+            let touches = Collector::start();
             let rejected = Collector::start().recipient();
             let dead_pushes = Collector::start();
             let journal = Collector::start();
             let ledger = Ledger::new(
-                touch,
+                SUCCESS_INTERVAL,
+                touches.recipient(),
                 rejected,
                 dead_pushes.recipient(),
                 Some(journal.recipient()),
@@ -437,6 +497,7 @@ mod tests {
                 ledger: Rc::new(ledger),
                 dead_pushes,
                 journal,
+                touches,
                 outcomes: Collector::start(),
                 now: Instant::now(),
             }
@@ -467,6 +528,28 @@ mod tests {
 
         fn at(&self, seconds: u64) -> Instant {
             self.now + Duration::from_secs(seconds)
+        }
+
+        fn touch(&self, registration: u8, at: u64, is_good: bool, known: bool) {
+            let touch = Touch {
+                registration: RegistrationKey([registration; 16]),
+                at: UnixSeconds(at),
+                verdict: match is_good {
+                    true => Ok(Acceptance(NonZeroU32::MIN)),
+                    false => Err(ErrorReason::known("Shutdown")),
+                },
+            };
+            self.ledger.touch(touch, known);
+        }
+
+        /// Registration and time of each verdict that the registry is told in the end.
+        async fn touched(&mut self) -> Vec<(u8, u64)> {
+            self.ledger.flush_records();
+            let batch = self.touches.take().await;
+            let touches = batch.items.into_iter();
+            touches
+                .map(|touch| (touch.registration.0[0], touch.at.0))
+                .collect()
         }
 
         /// What one flush tells.
@@ -556,7 +639,7 @@ mod tests {
             ]
         );
         assert_eq!(desk.ledger.open(), 0);
-        desk.ledger.flush_journal();
+        desk.ledger.flush_records();
         let told = desk.journal.take().await.items;
         let told: Vec<_> = told
             .iter()
@@ -602,18 +685,18 @@ mod tests {
     #[actix::test]
     async fn the_journal_is_told_each_outcome_once_in_large_batches() {
         let mut desk = Desk::start();
-        let many = u32::try_from(JOURNAL_BATCH).unwrap();
+        let many = u32::try_from(RECORDS_BATCH).unwrap();
         let claims = desk.claims(0..many + 1, 20);
         for claim in &claims[1..] {
             claim.settle(PushOutcome::Accepted);
         }
         desk.told().await;
         let batch = desk.journal.take().await;
-        assert_eq!(batch.items.len(), JOURNAL_BATCH);
+        assert_eq!(batch.items.len(), RECORDS_BATCH);
         drop(claims);
         desk.told().await;
         assert!(desk.journal.drain().is_empty(), "a few wait for a tick");
-        desk.ledger.flush_journal();
+        desk.ledger.flush_records();
         let batch = desk.journal.take().await;
         let event = JournalEvent::Pushed(PushedEvent {
             target: Some(PushTarget {
@@ -626,8 +709,57 @@ mod tests {
         });
         let at = UnixSeconds(0);
         assert_eq!(batch.items, [JournalEntry { at, event }]);
-        desk.ledger.flush_journal();
+        desk.ledger.flush_records();
         assert!(desk.journal.drain().is_empty());
+    }
+
+    #[actix::test]
+    async fn the_registry_is_told_in_large_batches() {
+        let mut desk = Desk::start();
+        let many = u64::try_from(RECORDS_BATCH).unwrap();
+        for at in 1..many {
+            desk.touch(1, at, false, true);
+        }
+        // Too few for a message.
+        desk.ledger.flush();
+        desk.touch(1, many, false, true);
+        desk.ledger.flush();
+        assert_eq!(desk.touches.take().await.items.len(), RECORDS_BATCH);
+        desk.touch(2, 7, true, true);
+        assert_eq!(desk.touched().await, [(2, 7)]);
+    }
+
+    #[actix::test]
+    async fn of_many_successes_the_first_of_an_hour_is_told() {
+        let mut desk = Desk::start();
+        let (now, hour) = (1_000_000, SUCCESS_INTERVAL);
+        for at in [now, now + 1, now + hour - 1, now + hour, now + hour + 1] {
+            desk.touch(1, at, true, true);
+        }
+        desk.touch(2, now, true, true);
+        assert_eq!(desk.touched().await, [(1, now), (1, now + hour), (2, now)]);
+        // A clock that was set back must not silence a device until then.
+        desk.touch(2, now - 1, true, true);
+        assert_eq!(desk.touched().await, [(2, now - 1)]);
+    }
+
+    #[actix::test]
+    async fn a_success_that_says_something_new_is_told() {
+        let mut desk = Desk::start();
+        let now = 1_000_000;
+        // The store does not know yet that APNs takes the device token.
+        desk.touch(1, now, true, false);
+        desk.touch(1, now + 1, true, false);
+        desk.touch(1, now + 2, true, true);
+        assert_eq!(desk.touched().await, [(1, now), (1, now + 1)]);
+        // After an error, which is told itself.
+        desk.touch(1, now + 3, false, true);
+        desk.touch(1, now + 4, true, true);
+        assert_eq!(desk.touched().await, [(1, now + 3), (1, now + 4)]);
+        // Another device token, or another life.
+        desk.ledger.forget(RegistrationKey([1; 16]));
+        desk.touch(1, now + 5, true, true);
+        assert_eq!(desk.touched().await, [(1, now + 5)]);
     }
 
     #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use actix::{
     Actor, AsyncContext, Context, Handler, Recipient, ResponseFuture, Supervised, Supervisor,
 };
 use messages::{
-    DeadPushBatch, DeliverBatch, Drain, Drained, ErrorReason, Health, JournalBatch, Probe,
+    DeadPushBatch, DeliverBatch, Domain, Drain, Drained, ErrorReason, Health, JournalBatch, Probe,
     ProviderTokenRefused, PushOutcome, RejectedTokens, Rejection, SubscribeProviderToken,
     SubscribeWithdrawals, TouchBatch, UseProviderToken, Withdraw,
 };
@@ -17,10 +17,12 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::Upstreams;
 use crate::alarm::Alarm;
+use crate::breaker::Family;
 use crate::class::Class;
 use crate::ledger::{Ledger, Owed, count};
 use crate::push::{Push, Tries, new_id};
 use crate::route::{Lane, Route};
+use crate::upstream::App;
 
 /// How often deadlines and pauses are looked at: one timer per lane instead of one per push.
 const TICK: Duration = Duration::from_millis(100);
@@ -93,6 +95,7 @@ impl Pool {
         let alarm = Alarm::new(Duration::from_secs(config.alarm_interval_seconds));
         let lane = Rc::new(Lane {
             ledger: Rc::new(Ledger::new(
+                config.success_interval_seconds,
                 edges.touch,
                 edges.rejected,
                 edges.dead_pushes,
@@ -133,7 +136,7 @@ impl Pool {
             route.tick(now);
         }
         self.lane.ledger.flush();
-        self.lane.ledger.flush_journal();
+        self.lane.ledger.flush_records();
     }
 }
 
@@ -185,6 +188,9 @@ impl Handler<DeliverBatch> for Pool {
                 trace: item.trace.take().map(|trace| (item.registration, trace)),
             }),
         );
+        // Most of a batch is for one app, and of one server.
+        let mut last: Option<(&Arc<App>, &Rc<Route>)> = None;
+        let mut last_server: Option<(Domain, Family)> = None;
         for (item, claim) in batch.items.into_iter().zip(claims) {
             let serial = ledger.counters.received.get();
             count(&ledger.counters.received);
@@ -192,9 +198,11 @@ impl Handler<DeliverBatch> for Pool {
                 claim.settle(PushOutcome::Rejected(Rejection::Unavailable));
                 continue;
             }
-            let app = self.lane.upstreams.app(&item.app);
-            let route = app.and_then(|app| Some((app, self.routes.get(app.upstream)?)));
-            let Some((app, route)) = route else {
+            last = last.filter(|(app, _)| app.id == item.app).or_else(|| {
+                let app = self.lane.upstreams.app(&item.app)?;
+                Some((app, self.routes.get(app.upstream)?))
+            });
+            let Some((app, route)) = last else {
                 if let Some(held_back) = self.alarm.rings(&ErrorReason::known("app"), now) {
                     tracing::error!(
                         app = %item.app,
@@ -206,6 +214,14 @@ impl Handler<DeliverBatch> for Pool {
                 claim.settle(PushOutcome::Rejected(Rejection::Unavailable));
                 continue;
             };
+            let family = match &last_server {
+                Some((domain, family)) if *domain == item.domain => *family,
+                _ => {
+                    let family = Family::from(&item.domain);
+                    last_server = Some((item.domain.clone(), family));
+                    family
+                }
+            };
             route.enqueue(Push {
                 serial,
                 claim,
@@ -213,6 +229,7 @@ impl Handler<DeliverBatch> for Pool {
                 device_token: item.device_token,
                 acceptance: item.acceptance,
                 domain: item.domain,
+                family,
                 app: Arc::clone(app),
                 class: Class::of(item.hint),
                 message_count: item.hint.message_count,
@@ -254,11 +271,12 @@ impl Handler<Withdraw> for Pool {
             for route in &self.routes {
                 route.withdraw(by);
             }
+            self.lane.ledger.forget(by.registration);
         }
         let ledger = &self.lane.ledger;
         ledger.flush();
         // What an erasure withdraws is told to the journal before that is erased as well.
-        ledger.flush_journal();
+        ledger.flush_records();
     }
 }
 
@@ -285,7 +303,7 @@ impl Handler<Drain> for Pool {
                 route.close();
             }
             ledger.flush();
-            ledger.flush_journal();
+            ledger.flush_records();
             let farewell = drain.closed_by(Instant::now().into_std(), FAREWELL).into();
             while routes.iter().any(|route| route.connections().0 > 0)
                 && timeout_at(farewell, ledger.changed()).await.is_ok()

@@ -30,6 +30,8 @@ pub(crate) struct Push {
     pub(crate) acceptance: Option<Acceptance>,
     /// The server that wants it.
     pub(crate) domain: Domain,
+    /// Whose server that is.
+    pub(crate) family: Family,
     /// The app it is for.
     pub(crate) app: Arc<App>,
     /// What to send.
@@ -81,7 +83,7 @@ impl Waits for Push {
     }
 
     fn owner(&self) -> Family {
-        Family::from(&self.domain)
+        self.family
     }
 
     fn serial(&self) -> u64 {

@@ -179,7 +179,7 @@ impl Route {
                 true => Standing::Proven,
                 false => app.guard.standing(push.mark(), now),
             };
-            match app.breaker.admits(&push.domain, standing, now) {
+            match app.breaker.admits(push.family, standing, now) {
                 Admission::Go => return Some(push),
                 Admission::Wait(until) if !self.draining.get() => waiting.pause(push, until),
                 Admission::Wait(_) | Admission::Refuse => push

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use messages::BuildRandom;
 use slab::Slab;
 
 use crate::breaker::Family;
@@ -28,7 +29,7 @@ const MEMORY: u32 = 16;
 #[derive(Default)]
 pub(crate) struct Turns {
     owners: Slab<Owner>,
-    by_family: HashMap<Family, usize>,
+    by_family: HashMap<Family, usize, BuildRandom>,
     /// Owners by their turns, each once. Whoever could send something is in it.
     round: VecDeque<usize>,
     /// Owners whose turn came to nothing through no fault of theirs, once for each such turn.

@@ -48,14 +48,15 @@ impl Route {
         let details = reply.error.map(|details| *details).unwrap_or_default();
         let (class, reason) = judge(reply.status, details.reason.as_deref());
         let ledger = &self.lane.ledger;
-        ledger.touch(Touch {
+        let touch = Touch {
             registration: push.registration,
             at: self.lane.upstreams.clock().now(),
             verdict: match class {
                 Class::Accepted => Ok(push.app.acceptance),
                 _ => Err(reason.clone()),
             },
-        });
+        };
+        ledger.touch(touch, push.was_accepted());
         if class != Class::Accepted {
             tracing::debug!(
                 app = %push.app.id,

@@ -4,7 +4,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use messages::{RegistrationKey, Withdrawal};
+use messages::{BuildRandom, RegistrationKey, Withdrawal};
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -35,7 +35,7 @@ pub(crate) trait Waits {
 /// The waiting pushes of one route.
 pub(crate) struct Waiting<P> {
     seats: Slab<Seat<P>>,
-    by_registration: HashMap<RegistrationKey, usize>,
+    by_registration: HashMap<RegistrationKey, usize, BuildRandom>,
     /// What could be sent now.
     turns: Turns,
     /// Until their pause is over.
@@ -72,7 +72,7 @@ impl<P> Default for Waiting<P> {
     fn default() -> Self {
         Self {
             seats: Slab::new(),
-            by_registration: HashMap::new(),
+            by_registration: HashMap::default(),
             turns: Turns::default(),
             paused: BTreeMap::new(),
             parked: BTreeSet::new(),
@@ -222,12 +222,12 @@ impl<P: Waits> Waiting<P> {
         {
             self.take_out(slot);
         }
-        self.withdrawn.insert(short(by.registration), by.clone());
+        self.withdrawn.insert(by.registration.short(), by.clone());
     }
 
     fn is_withdrawn(&self, push: &P) -> bool {
         let registration = push.registration();
-        let by = self.withdrawn.get(short(registration));
+        let by = self.withdrawn.get(registration.short());
         by.is_some_and(|by| by.registration == registration && push.withdraw(by))
     }
 
@@ -350,14 +350,6 @@ impl<P: Waits> Waiting<P> {
             self.put(slot, Place::Turns(place));
         }
     }
-}
-
-/// Names a registration among some thousand; its key is random.
-fn short(registration: RegistrationKey) -> u64 {
-    let [first, ..] = registration.0.as_chunks::<8>().0 else {
-        return 0;
-    };
-    u64::from_ne_bytes(*first)
 }
 
 #[cfg(test)]

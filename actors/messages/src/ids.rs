@@ -264,6 +264,15 @@ impl fmt::Display for AppId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RegistrationKey(pub [u8; 16]);
 
+impl RegistrationKey {
+    /// Half of it, which tells it from all others that there may be.
+    #[must_use]
+    pub fn short(self) -> u64 {
+        let first = self.0.first_chunk().copied();
+        u64::from_ne_bytes(first.unwrap_or_default())
+    }
+}
+
 /// A keyed hash of an account: finds what is about the account, and does not tell whose it is to who lacks
 /// the key of the registrations.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -21,6 +21,7 @@ mod lifecycle;
 mod privacy;
 mod provider_token;
 mod push;
+mod random;
 pub mod redact;
 mod registration;
 mod retention;
@@ -49,6 +50,7 @@ pub use push::{
     Acceptance, Deliver, DeliverBatch, NotificationHint, Origin, OutcomeBatch, Publish,
     PublishBatch, PushOutcome, PushTrace, Rejection, Ticket,
 };
+pub use random::{BuildRandom, Random};
 pub use registration::{
     Change, Dialect, Register, Registered, RegistryError, RemoveTokens, Removed,
     SubscribeWithdrawals, SweepCursor, SweepExpired, SweptPage, Touch, TouchBatch, Unregister,

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use messages::{RegistrationKey, Touch};
+use messages::{BuildRandom, RegistrationKey, Touch};
 
 use crate::store::PushTimes;
 
 /// Verdicts folded into one entry per registration, so that a busy device costs one write per period.
 pub(crate) struct Touches {
-    folded: HashMap<RegistrationKey, PushTimes>,
+    folded: HashMap<RegistrationKey, PushTimes, BuildRandom>,
     max: usize,
     dropped: u64,
     /// Whether the writer has been asked to take them. It is asked once, however many batches come
@@ -21,7 +21,7 @@ impl Touches {
     /// Holds push times of at most `max` registrations.
     pub(crate) fn new(max: usize) -> Self {
         Self {
-            folded: HashMap::new(),
+            folded: HashMap::default(),
             max,
             dropped: 0,
             asked: false,
@@ -61,7 +61,7 @@ impl Touches {
     }
 
     /// Takes all there is, to write it.
-    pub(crate) fn take(&mut self) -> HashMap<RegistrationKey, PushTimes> {
+    pub(crate) fn take(&mut self) -> HashMap<RegistrationKey, PushTimes, BuildRandom> {
         self.asked = false;
         std::mem::take(&mut self.folded)
     }

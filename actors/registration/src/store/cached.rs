@@ -20,9 +20,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use messages::{AccountKey, RegistrationKey};
+use messages::{AccountKey, BuildRandom, RegistrationKey};
 use quick_cache::sync::{Cache, DefaultLifecycle, GuardResult};
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use quick_cache::{OptionsBuilder, Weighter};
 
 use super::{Page, PushTimes, Record, RegistrationStore, Visit};
 use crate::Error;
@@ -39,9 +39,11 @@ const SHARDS: usize = 256;
 /// A store and the records of it that are in memory.
 pub(crate) struct CachedStore {
     store: Arc<dyn RegistrationStore>,
-    records: Cache<RegistrationKey, Encoded, Weight>,
+    records: Records,
     cache_bytes: u64,
 }
+
+type Records = Cache<RegistrationKey, Encoded, Weight, BuildRandom>;
 
 /// A record as the store has it.
 type Encoded = Arc<[u8]>;
@@ -65,14 +67,11 @@ impl CachedStore {
             .estimated_items_capacity(records)
             .weight_capacity(cache_bytes)
             .build();
+        let (hasher, lifecycle) = (BuildRandom::default(), DefaultLifecycle::default());
         let records = match options {
-            Ok(options) => {
-                let (hasher, lifecycle) =
-                    (DefaultHashBuilder::default(), DefaultLifecycle::default());
-                Cache::with_options(options, Weight, hasher, lifecycle)
-            }
+            Ok(options) => Cache::with_options(options, Weight, hasher, lifecycle),
             // Of options that lack something, which these do not.
-            Err(_) => Cache::with_weighter(records, cache_bytes, Weight),
+            Err(_) => Cache::with(records, cache_bytes, Weight, hasher, lifecycle),
         };
         Self {
             store,
@@ -199,6 +198,7 @@ impl RegistrationStore for CachedStore {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::thread;
 
@@ -228,8 +228,10 @@ mod tests {
         }
     }
 
+    /// As random as keys are.
     fn key(number: u64) -> RegistrationKey {
-        RegistrationKey(u128::from(number).to_be_bytes())
+        let random = BuildHasherDefault::<DefaultHasher>::default().hash_one(number);
+        RegistrationKey((u128::from(random) << 64 | u128::from(number)).to_be_bytes())
     }
 
     /// When the registration was renewed, if there is one.
