@@ -58,7 +58,7 @@ impl Element {
                 Event::Start => {
                     parents.push(std::mem::replace(&mut element, Self::of(&events)));
                 }
-                Event::Text(text) => element.push_text(&text),
+                Event::Text => element.push_text(&events.take_piece()),
                 Event::End => match parents.pop() {
                     Some(mut parent) => {
                         std::mem::swap(&mut element, &mut parent);

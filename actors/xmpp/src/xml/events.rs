@@ -5,16 +5,21 @@
 //! attributes; unbound prefixes and illegal bindings; `]]>` in text; entities but the predefined five;
 //! anything outside the root; comments, processing instructions and DTDs.
 //!
-//! quick-xml finds where a tag ends. Names, attributes and text go through
-//! [`super::scanner`]: quick-xml's own reader copies the name of each open element to a stack that begins anew in
-//! each stanza, and knows neither what of the above it has to refuse nor the namespaces of the stream header, so
-//! that each tag would be looked at once more. It is what the tests compare this one with.
+//! A tag in the form that servers write (one blank before each attribute, none elsewhere, values without
+//! references) is taken in one pass. Of any other quick-xml finds where it ends, before what is in it is looked at.
+//! Names, attributes and text go through [`super::scanner`]: quick-xml's own reader copies the name of each open
+//! element to a stack that begins anew in each stanza, and knows neither what of the above it has to refuse nor the
+//! namespaces of the stream header, so that each tag would be looked at once more. It is what the tests compare
+//! this one with.
+//!
+//! What an event brings is left in [`Events`] and not returned: to hand texts and attributes on through memory cost
+//! a quarter of the time.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use memchr::memmem;
+use memchr::{memchr, memmem};
 use quick_xml::parser::{ElementParser, Parser as _};
 use smallvec::SmallVec;
 
@@ -27,6 +32,9 @@ use super::{Namespaces, XmlError, ns};
 const BINDINGS_MAX: usize = 64;
 /// What closes a CDATA section (XML 1.0 §2.7).
 const CDATA_END: &str = "]]>";
+/// So many bytes of a section are looked at before setting out to search: whoever sends many of them sends short
+/// ones.
+const CDATA_NEAR: usize = 16;
 /// So many declarations are in scope in a publish, so many elements are open in it, and so many attributes are in
 /// one of its tags: for them nothing is allocated.
 const BINDINGS_MOSTLY: usize = 4;
@@ -36,12 +44,12 @@ const ATTRIBUTES_MOSTLY: usize = 6;
 const FEW: usize = 8;
 
 /// What comes next in a unit.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Event<'a> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
     /// An element begins; [`Events`] tells which.
     Start,
-    /// Character data. One run may come in several pieces.
-    Text(Cow<'a, str>),
+    /// Character data, to be had from [`Events::take_piece`]. One run may come in several pieces.
+    Text,
     /// The innermost open element ends.
     End,
     /// The root has ended, and so has the unit.
@@ -50,8 +58,6 @@ pub(crate) enum Event<'a> {
 
 /// A namespace declaration inside the unit.
 struct Binding<'a> {
-    /// How many elements are open in the one that declares it, with this one.
-    depth: usize,
     /// See [`key`].
     key: u64,
     /// `None` for the default namespace. An empty text would do, but the comparison of two empty texts
@@ -62,21 +68,52 @@ struct Binding<'a> {
     shared: OnceCell<Arc<str>>,
 }
 
+/// An open element.
+#[derive(Clone, Copy)]
+struct Open<'a> {
+    /// Its name as written.
+    name: &'a str,
+    /// How many declarations were in scope before it.
+    declared: usize,
+}
+
+/// Where in the unit the reader is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Before the root element.
+    Before,
+    /// In it.
+    Inside,
+    /// Behind it.
+    Behind,
+}
+
+/// Where a namespace was declared.
+#[derive(Clone, Copy)]
+enum Namespace<'n> {
+    /// In the unit, by the declaration at this place.
+    Declared(usize),
+    /// Before it, or nowhere.
+    Inherited(&'n str),
+}
+
 /// Reads a unit event by event. Strings borrow from the unit unless they need unescaping.
 pub(crate) struct Events<'a, 'n> {
     scanner: Scanner<'a>,
     inherited: &'n Namespaces,
     bindings: SmallVec<[Binding<'a>; BINDINGS_MOSTLY]>,
-    /// The names of the open elements, as written.
-    open: SmallVec<[&'a str; OPEN_MOSTLY]>,
-    /// Whether the root was seen.
-    rooted: bool,
+    open: SmallVec<[Open<'a>; OPEN_MOSTLY]>,
+    place: Place,
     /// Whether the element that began last is an empty-element tag, so that its end comes next.
     empty: bool,
     /// Name of the element that began last.
     name: Name<'a>,
+    /// Its namespace.
+    namespace: Namespace<'n>,
     /// Attributes of the element that began last.
     attributes: SmallVec<[Attribute<'a>; ATTRIBUTES_MOSTLY]>,
+    /// The character data that came last.
+    piece: Cow<'a, str>,
 }
 
 impl<'a, 'n> Events<'a, 'n> {
@@ -93,10 +130,12 @@ impl<'a, 'n> Events<'a, 'n> {
             inherited,
             bindings: SmallVec::new(),
             open: SmallVec::new(),
-            rooted: false,
+            place: Place::Before,
             empty: false,
             name: Name::default(),
+            namespace: Namespace::Inherited(""),
             attributes: SmallVec::new(),
+            piece: Cow::Borrowed(""),
         })
     }
 
@@ -104,20 +143,25 @@ impl<'a, 'n> Events<'a, 'n> {
     ///
     /// # Errors
     /// [`XmlError::NotWellFormed`], [`XmlError::RestrictedXml`] or [`XmlError::TooManyNamespaces`].
-    pub(crate) fn next(&mut self) -> Result<Event<'a>, XmlError> {
+    pub(crate) fn next(&mut self) -> Result<Event, XmlError> {
         if self.empty {
             self.empty = false;
             self.end();
             return Ok(Event::End);
         }
         loop {
-            let inside = !self.open.is_empty();
             match self.scanner.rest().as_bytes() {
                 [b'<', b'/', ..] => return self.end_tag(),
                 [b'<', b'!' | b'?', ..] => return self.other_markup(),
                 [b'<', ..] => return self.start_tag(),
-                [_, ..] if inside => return self.scanner.text().map(Event::Text),
-                [] if !inside && self.rooted => return Ok(Event::Eof),
+                [_, ..] if self.place == Place::Inside => {
+                    self.piece = match self.scanner.plain_text() {
+                        Some(text) => Cow::Borrowed(text),
+                        None => self.scanner.text()?,
+                    };
+                    return Ok(Event::Text);
+                }
+                [] if self.place == Place::Behind => return Ok(Event::Eof),
                 [] => return Err(XmlError::NotWellFormed),
                 // Outside the root only white space may stand.
                 [_, ..] if self.scanner.skip_blanks() => {}
@@ -133,7 +177,7 @@ impl<'a, 'n> Events<'a, 'n> {
     pub(crate) fn root(&mut self) -> Result<(), XmlError> {
         match self.next()? {
             Event::Start => Ok(()),
-            Event::Text(_) | Event::End | Event::Eof => Err(XmlError::NotWellFormed),
+            Event::Text | Event::End | Event::Eof => Err(XmlError::NotWellFormed),
         }
     }
 
@@ -146,7 +190,7 @@ impl<'a, 'n> Events<'a, 'n> {
         loop {
             match self.next()? {
                 Event::Start => return Ok(true),
-                Event::Text(_) => {}
+                Event::Text => {}
                 Event::End => return Ok(false),
                 Event::Eof => return Err(XmlError::NotWellFormed),
             }
@@ -169,9 +213,9 @@ impl<'a, 'n> Events<'a, 'n> {
         let inside = self.open.len();
         while self.open.len() >= inside {
             match self.next()? {
-                Event::Text(piece) if self.open.len() == inside => text(piece),
+                Event::Text if self.open.len() == inside => text(self.take_piece()),
                 Event::Eof => return Err(XmlError::NotWellFormed),
-                Event::Start | Event::Text(_) | Event::End => {}
+                Event::Start | Event::Text | Event::End => {}
             }
         }
         Ok(())
@@ -203,7 +247,13 @@ impl<'a, 'n> Events<'a, 'n> {
         Ok(())
     }
 
+    /// Takes the character data of the last [`Event::Text`].
+    pub(crate) fn take_piece(&mut self) -> Cow<'a, str> {
+        std::mem::take(&mut self.piece)
+    }
+
     /// Whether the element that began last has this name and namespace.
+    #[inline]
     pub(crate) fn is(&self, name: &str, namespace: &str) -> bool {
         self.name() == name && self.namespace() == namespace
     }
@@ -219,11 +269,19 @@ impl<'a, 'n> Events<'a, 'n> {
     }
 
     /// The namespace of the element that began last, empty for none.
+    #[inline]
     pub(crate) fn namespace(&self) -> &str {
-        self.resolve(self.prefix()).unwrap_or_default()
+        match self.namespace {
+            Namespace::Declared(at) => self
+                .bindings
+                .get(at)
+                .map_or("", |binding| &*binding.namespace),
+            Namespace::Inherited(namespace) => namespace,
+        }
     }
 
     /// An attribute without prefix of the element that began last.
+    #[inline]
     pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes
             .iter()
@@ -256,25 +314,30 @@ impl<'a, 'n> Events<'a, 'n> {
     /// is none.
     pub(crate) fn resolve(&self, prefix: Option<&str>) -> Option<&str> {
         match self.binding(prefix) {
-            Some(binding) => Some(&binding.namespace),
-            None => self.inherited.find(prefix).or(match prefix {
-                None => Some(""),
-                Some("xml") => Some(ns::XML),
-                Some(_) => None,
-            }),
+            Some(at) => self.bindings.get(at).map(|binding| &*binding.namespace),
+            None => self.inherit(prefix),
         }
     }
 
     /// The innermost declaration of a prefix in the unit.
-    fn binding(&self, prefix: Option<&str>) -> Option<&Binding<'a>> {
+    fn binding(&self, prefix: Option<&str>) -> Option<usize> {
         let key = key(prefix);
-        let mut declared = self.bindings.iter().rev();
-        declared.find(|binding| binding.key == key && binding.prefix == prefix)
+        (self.bindings.iter()).rposition(|binding| binding.key == key && binding.prefix == prefix)
+    }
+
+    /// The namespace bound to a prefix before the unit.
+    fn inherit(&self, prefix: Option<&str>) -> Option<&'n str> {
+        self.inherited.find(prefix).or(match prefix {
+            None => Some(""),
+            Some("xml") => Some(ns::XML),
+            Some(_) => None,
+        })
     }
 
     /// As [`Events::resolve`], to be kept.
     pub(crate) fn shared(&self, prefix: Option<&str>) -> Arc<str> {
-        if let Some(binding) = self.binding(prefix) {
+        let binding = self.binding(prefix);
+        if let Some(binding) = binding.and_then(|at| self.bindings.get(at)) {
             let shared = binding.shared.get_or_init(|| (*binding.namespace).into());
             return Arc::clone(shared);
         }
@@ -284,29 +347,111 @@ impl<'a, 'n> Events<'a, 'n> {
         }
     }
 
-    fn start_tag(&mut self) -> Result<Event<'a>, XmlError> {
-        if self.open.is_empty() && self.rooted {
+    fn start_tag(&mut self) -> Result<Event, XmlError> {
+        if self.place == Place::Behind {
             return Err(XmlError::NotWellFormed);
         }
-        self.rooted = true;
+        self.place = Place::Inside;
         self.scanner.take(1);
+        self.attributes.clear();
+        let declared = self.bindings.len();
+        if self.plain_tag().is_none() {
+            self.attributes.clear();
+            self.bindings.truncate(declared);
+            self.any_tag()?;
+        }
+        self.open.push(Open {
+            name: self.name.whole,
+            declared,
+        });
+        self.check_attributes(declared)?;
+        if self.prefix() == Some("xmlns") {
+            return Err(XmlError::NotWellFormed);
+        }
+        self.namespace = match self.binding(self.prefix()) {
+            Some(at) => Namespace::Declared(at),
+            None => self
+                .inherit(self.prefix())
+                .map(Namespace::Inherited)
+                .ok_or(XmlError::NotWellFormed)?,
+        };
+        Ok(Event::Start)
+    }
+
+    /// Takes a start tag in the form that servers write. If it has another, what was taken of it has to be undone.
+    fn plain_tag(&mut self) -> Option<()> {
+        let mut tag = self.scanner;
+        self.name = tag.name().ok()?;
+        loop {
+            match tag.rest().as_bytes() {
+                [b' ', ..] => {
+                    tag.take(1);
+                    let (name, value) = tag.plain_attribute()?;
+                    self.add(name.prefix, name.local, Cow::Borrowed(value));
+                }
+                [b'>', ..] => {
+                    tag.take(1);
+                    break;
+                }
+                [b'/', b'>', ..] => {
+                    tag.take(2);
+                    self.empty = true;
+                    break;
+                }
+                _ => return None,
+            }
+        }
+        self.scanner = tag;
+        Some(())
+    }
+
+    /// Takes a start tag in whatever form, or says what is wrong with it.
+    #[cold]
+    fn any_tag(&mut self) -> Result<(), XmlError> {
         let end = ElementParser::default().feed(self.scanner.rest().as_bytes());
         let tag = self.scanner.take(end.ok_or(XmlError::NotWellFormed)?);
         self.scanner.take(1);
         let mut tag = Scanner::new(tag);
         self.name = tag.name()?;
-        self.open.push(self.name.whole);
-        self.scan_attributes(tag)?;
-        if self.prefix() == Some("xmlns") || self.resolve(self.prefix()).is_none() {
-            return Err(XmlError::NotWellFormed);
+        loop {
+            let blank = tag.skip_blanks();
+            match tag.rest().as_bytes() {
+                [] => return Ok(()),
+                [b'/'] => {
+                    self.empty = true;
+                    return Ok(());
+                }
+                _ if blank => {
+                    let Attribute {
+                        prefix,
+                        name,
+                        value,
+                    } = tag.attribute()?;
+                    self.add(prefix, name, value);
+                }
+                _ => return Err(XmlError::NotWellFormed),
+            }
         }
-        Ok(Event::Start)
     }
 
-    fn end_tag(&mut self) -> Result<Event<'a>, XmlError> {
+    /// Keeps an attribute or a declaration of the element that begins. Inlined, so that nothing is moved twice.
+    #[inline(always)]
+    fn add(&mut self, prefix: Option<&'a str>, name: &'a str, value: Cow<'a, str>) {
+        match prefix {
+            None if name == "xmlns" => self.bind(None, value),
+            Some("xmlns") => self.bind(Some(name), value),
+            _ => self.attributes.push(Attribute {
+                prefix,
+                name,
+                value,
+            }),
+        }
+    }
+
+    fn end_tag(&mut self) -> Result<Event, XmlError> {
         self.scanner.take(2);
-        let name = self.open.last().ok_or(XmlError::NotWellFormed)?;
-        let matches = self.scanner.skip(name);
+        let open = self.open.last().ok_or(XmlError::NotWellFormed)?;
+        let matches = self.scanner.skip(open.name);
         self.scanner.skip_blanks();
         if !matches || !self.scanner.skip(">") {
             return Err(XmlError::NotWellFormed);
@@ -317,58 +462,38 @@ impl<'a, 'n> Events<'a, 'n> {
 
     /// Forgets the innermost element and what it declared.
     fn end(&mut self) {
-        let depth = self.open.len();
-        while (self.bindings.last()).is_some_and(|binding| binding.depth == depth) {
-            self.bindings.pop();
+        if let Some(open) = self.open.pop() {
+            self.bindings.truncate(open.declared);
         }
-        self.open.pop();
+        if self.open.is_empty() {
+            self.place = Place::Behind;
+        }
     }
 
     /// Takes a CDATA section; there is no other markup that may come.
-    fn other_markup(&mut self) -> Result<Event<'a>, XmlError> {
+    fn other_markup(&mut self) -> Result<Event, XmlError> {
         if !self.scanner.skip("<![CDATA[") {
             return Err(XmlError::RestrictedXml);
         }
         let section = self.scanner.rest();
-        let len = memmem::find(section.as_bytes(), CDATA_END.as_bytes());
+        let len = cdata_len(section.as_bytes());
         match len {
-            Some(len) if !self.open.is_empty() => {
+            Some(len) if self.place == Place::Inside => {
                 self.scanner.take(len + CDATA_END.len());
-                plain_text(section.get(..len).unwrap_or_default()).map(Event::Text)
+                let section = section.get(..len).unwrap_or_default();
+                self.piece = match memchr(b'\r', section.as_bytes()) {
+                    Some(_) => plain_text(section)?,
+                    None => Cow::Borrowed(section),
+                };
+                Ok(Event::Text)
             }
             _ => Err(XmlError::NotWellFormed),
         }
     }
 
-    /// Takes what follows the name in a start tag.
-    fn scan_attributes(&mut self, mut tag: Scanner<'a>) -> Result<(), XmlError> {
-        self.attributes.clear();
-        let declared = self.bindings.len();
-        loop {
-            let blank = tag.skip_blanks();
-            match tag.rest().as_bytes() {
-                [] => break,
-                [b'/'] => {
-                    self.empty = true;
-                    break;
-                }
-                _ if blank => {
-                    let attribute = tag.attribute()?;
-                    match attribute.prefix {
-                        None if attribute.name == "xmlns" => self.bind(None, attribute.value),
-                        Some("xmlns") => self.bind(Some(attribute.name), attribute.value),
-                        _ => self.attributes.push(attribute),
-                    }
-                }
-                _ => return Err(XmlError::NotWellFormed),
-            }
-        }
-        self.check_attributes(declared)
-    }
-
+    #[inline(always)]
     fn bind(&mut self, prefix: Option<&'a str>, namespace: Cow<'a, str>) {
         self.bindings.push(Binding {
-            depth: self.open.len(),
             key: key(prefix),
             prefix,
             namespace,
@@ -429,6 +554,14 @@ impl<'a, 'n> Events<'a, 'n> {
     }
 }
 
+/// Bytes of a CDATA section before its end.
+fn cdata_len(section: &[u8]) -> Option<usize> {
+    let near = section.get(..CDATA_NEAR).unwrap_or(section);
+    let mut near = near.windows(CDATA_END.len());
+    let near = near.position(|bytes| bytes == CDATA_END.as_bytes());
+    near.or_else(|| memmem::find(section, CDATA_END.as_bytes()))
+}
+
 /// Something of a prefix that differs between most of them and is quicker to compare: its beginning, after a one.
 fn key(prefix: Option<&str>) -> u64 {
     let beginning = prefix.unwrap_or_default().bytes().take(7);
@@ -482,7 +615,7 @@ mod tests {
                     }
                     seen += ":";
                 }
-                Event::Text(text) => seen += &text,
+                Event::Text => seen += &events.take_piece(),
                 Event::End => seen += ")",
                 Event::Eof => return Ok(seen),
             }
@@ -577,6 +710,26 @@ mod tests {
             "({jabber:server}a {}b=1 2 3 4 5:)",
         );
         check("<a b='>/>'/>", "({jabber:server}a {}b=>/>:)");
+    }
+
+    #[test]
+    fn a_tag_reads_alike_in_any_form() {
+        let expected = "({x}a {}b=1 {y}c=2:({y}d {}e=:)({x}f:({z}g:))({x}h:))";
+        check(
+            "<a xmlns='x' xmlns:p='y' b='1' p:c=\"2\"><p:d e=''/><f><g xmlns='z'/></f><h></h></a>",
+            expected,
+        );
+        check(
+            "<a  xmlns='x'\txmlns:p='y'\nb='1' p:c = \"2\" ><p:d e='' /><f ><g xmlns= 'z'/></f\n><h\n></h></a>",
+            expected,
+        );
+        // Of what was taken before the tag turned out to be no plain one nothing is left.
+        check(
+            "<a xmlns='x' xmlns:p='y' b='1' p:c='&#50;'><p:d e='' /><f><g xmlns='&#122;'/></f><h /></a>",
+            expected,
+        );
+        check_error("<a><p:b xmlns:p='x' c='&x;'/></a>", XmlError::RestrictedXml);
+        check_error("<a><b c='&x;' d='", XmlError::NotWellFormed);
     }
 
     #[test]

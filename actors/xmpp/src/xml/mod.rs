@@ -2,7 +2,7 @@
 //!
 //! A receive buffer goes through [`splitter`], which finds whole units under hard limits; a unit goes
 //! through [`header`], [`publish`] or [`element`]. All three read it through [`events`], which takes names,
-//! attributes and text with [`scanner`].
+//! attributes and text with [`scanner`]. Both look for what ends something in each [`word`] of eight bytes.
 
 pub(crate) mod element;
 mod error;
@@ -15,6 +15,7 @@ pub(crate) mod skipper;
 pub(crate) mod splitter;
 pub(crate) mod stanza;
 pub(crate) mod stream_error;
+mod word;
 pub(crate) mod write;
 
 #[cfg(test)]

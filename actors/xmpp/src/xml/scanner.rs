@@ -1,5 +1,6 @@
-//! Names, attributes and character data, each byte looked at once.
+//! Names, attributes and character data.
 //!
+//! Whatever is plain is taken as it stands, after one look at its bytes; the rest is looked at again more closely.
 //! This is the grammar inside a tag and between tags. What follows what, and which name is bound to which
 //! namespace, is for [`super::events`] to say.
 
@@ -8,19 +9,12 @@ use std::borrow::Cow;
 use memchr::memchr;
 
 use super::XmlError;
+use super::word::{self, Word};
 
 /// In a name (XML Names §3). Beyond ASCII everything counts as a letter.
 const NAME: u8 = 1;
 /// At the beginning of a name.
 const FIRST: u8 = 2;
-/// White space.
-const BLANK: u8 = 4;
-/// What character data cannot simply be taken over with.
-const IN_TEXT: u8 = 8;
-/// The same for an attribute value in apostrophes, which they end as well.
-const IN_SINGLE: u8 = 16;
-/// And for one in quotation marks.
-const IN_DOUBLE: u8 = 32;
 
 /// What each byte may be.
 static CLASSES: [u8; 256] = classes();
@@ -41,25 +35,36 @@ const fn class(byte: u8) -> u8 {
     match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'_' | 0x80.. => NAME | FIRST,
         b'0'..=b'9' | b'-' | b'.' => NAME,
-        b' ' => BLANK,
-        b'\t' | b'\n' => BLANK | IN_SINGLE | IN_DOUBLE,
-        b'\r' => BLANK | IN_TEXT | IN_SINGLE | IN_DOUBLE,
-        b'<' | b'&' => IN_TEXT | IN_SINGLE | IN_DOUBLE,
-        // It may end what only a CDATA section may end with.
-        b'>' => IN_TEXT,
-        b'\'' => IN_SINGLE,
-        b'"' => IN_DOUBLE,
         _ => 0,
     }
 }
 
+#[inline]
 fn is(byte: u8, class: u8) -> bool {
     let classes = CLASSES.get(usize::from(byte));
     classes.is_some_and(|classes| classes & class != 0)
 }
 
-/// Most bytes of a text that are looked at one by one: most texts are shorter, and setting out to search
-/// costs more than that.
+/// What an attribute value in apostrophes cannot simply be taken over with, and what ends it. Control characters but
+/// white space are refused before.
+#[inline]
+fn ends_single(word: Word) -> u64 {
+    word.is_either(b'\'', b'&') | word.is(b'<') | word.below(b' ')
+}
+
+/// The same for one in quotation marks.
+#[inline]
+fn ends_double(word: Word) -> u64 {
+    word.is_either(b'"', b'&') | word.is(b'<') | word.below(b' ')
+}
+
+/// The same for character data. A `>` may end what only a CDATA section may end with.
+#[inline]
+fn ends_text(word: Word) -> u64 {
+    word.is_either(b'<', b'>') | word.is(b'&') | word.is(b'\r')
+}
+
+/// Most bytes of a text that are looked at before setting out to search: most texts are shorter.
 const SHORT: usize = 64;
 
 /// A name as it is written.
@@ -100,6 +105,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Goes on by `len` bytes, which end between characters. What stood there.
+    #[inline]
     pub(super) fn take(&mut self, len: usize) -> &'a str {
         let (taken, rest) = (self.rest.split_at_checked(len)).unwrap_or((self.rest, ""));
         self.rest = rest;
@@ -107,6 +113,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Goes past these bytes if they come.
+    #[inline]
     pub(super) fn skip(&mut self, expected: &str) -> bool {
         let rest = self.rest.strip_prefix(expected);
         self.rest = rest.unwrap_or(self.rest);
@@ -114,6 +121,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Goes past white space. Whether there was some.
+    #[inline]
     pub(super) fn skip_blanks(&mut self) -> bool {
         let mut rest = self.rest;
         while let Some(behind) = rest.strip_prefix([' ', '\t', '\n', '\r']) {
@@ -124,10 +132,11 @@ impl<'a> Scanner<'a> {
         blank
     }
 
-    /// Takes a name.
+    /// Takes a name. Inlined, so that its parts need not go through memory.
     ///
     /// # Errors
     /// [`XmlError::NotWellFormed`] when none comes, or one with two colons.
+    #[inline(always)]
     pub(super) fn name(&mut self) -> Result<Name<'a>, XmlError> {
         let bytes = self.rest.as_bytes();
         let len = name_len(bytes)?;
@@ -149,6 +158,27 @@ impl<'a> Scanner<'a> {
         })
     }
 
+    /// Takes an attribute without white space around its `=`, whose value is what is written. How far this goes if
+    /// there is none is left open.
+    #[inline(always)]
+    pub(super) fn plain_attribute(&mut self) -> Option<(Name<'a>, &'a str)> {
+        let name = self.name().ok()?;
+        let bytes = self.rest.as_bytes();
+        let len = match bytes {
+            [b'=', b'\'', value @ ..] => word::find(value, ends_single)?,
+            [b'=', b'"', value @ ..] => word::find(value, ends_double)?,
+            _ => return None,
+        };
+        let [opening, closing] = [bytes.get(1), bytes.get(len + 2)];
+        if opening != closing {
+            return None;
+        }
+        self.take(2);
+        let value = self.take(len);
+        self.take(1);
+        Some((name, value))
+    }
+
     /// Takes an attribute.
     ///
     /// # Errors
@@ -160,14 +190,13 @@ impl<'a> Scanner<'a> {
             return Err(XmlError::NotWellFormed);
         }
         self.skip_blanks();
-        let (quote, class) = match self.rest.as_bytes().first() {
-            Some(b'\'') => (b'\'', IN_SINGLE),
-            Some(b'"') => (b'"', IN_DOUBLE),
+        let (quote, plain) = match self.rest.as_bytes() {
+            [b'\'', value @ ..] => (b'\'', word::find(value, ends_single)),
+            [b'"', value @ ..] => (b'"', word::find(value, ends_double)),
             _ => return Err(XmlError::NotWellFormed),
         };
         self.take(1);
         let bytes = self.rest.as_bytes();
-        let plain = bytes.iter().position(|byte| is(*byte, class));
         let plain = plain.ok_or(XmlError::NotWellFormed)?;
         let value = if bytes.get(plain) == Some(&quote) {
             Cow::Borrowed(self.take(plain))
@@ -183,24 +212,27 @@ impl<'a> Scanner<'a> {
         })
     }
 
+    /// Takes character data up to the next markup, if that is near and the data is what is written.
+    #[inline]
+    pub(super) fn plain_text(&mut self) -> Option<&'a str> {
+        let bytes = self.rest.as_bytes();
+        let near = bytes.get(..SHORT).unwrap_or(bytes);
+        let len = word::find(near, ends_text)?;
+        (bytes.get(len) == Some(&b'<')).then(|| self.take(len))
+    }
+
     /// Takes character data up to the next markup.
     ///
     /// # Errors
     /// As [`Scanner::attribute`].
     pub(super) fn text(&mut self) -> Result<Cow<'a, str>, XmlError> {
         let bytes = self.rest.as_bytes();
-        let near = bytes.get(..SHORT).unwrap_or(bytes);
-        let plain = near.iter().position(|byte| is(*byte, IN_TEXT));
-        if let Some(len) = plain
-            && bytes.get(len) == Some(&b'<')
-        {
-            return Ok(Cow::Borrowed(self.take(len)));
-        }
         let len = memchr(b'<', bytes).unwrap_or(bytes.len());
         unescape(self.take(len), text_of)
     }
 }
 
+#[inline]
 fn name_len(bytes: &[u8]) -> Result<usize, XmlError> {
     match bytes.first() {
         Some(first) if is(*first, FIRST) => {

@@ -2,10 +2,14 @@
 //!
 //! The splitter looks at structure only (tags, quotes, depth) and holds every limit, so that nothing
 //! beyond a limit is ever stored. Whether a unit is well-formed is for [`super::events`] to say.
+//!
+//! Tags that are short and all there, which is how they mostly come, are taken one by one in a loop. For all others
+//! there are states, which can go on wherever the bytes end, and which alone say what is wrong.
 
 use memchr::{memchr, memchr3, memmem};
 
 use super::XmlError;
+use super::word::{self, Word};
 
 /// What opens a CDATA section, behind its `<` (XML 1.0 §2.7).
 const CDATA: &[u8] = b"![CDATA[";
@@ -15,6 +19,9 @@ const CDATA_END: &[u8] = b"]]>";
 /// What ends a name or a tag mostly stands within so many bytes; setting out to search costs more than looking at
 /// each of them.
 const NEAR: usize = 32;
+
+/// A tag of no more bytes is taken in one go, and so is a text before it. What is longer is looked at twice so far.
+const SHORT: usize = 256;
 
 /// What one unit may be. Exceeding any of these is a `policy-violation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +82,7 @@ enum State {
     CData,
 }
 
-/// A resumable state machine over one receive buffer. It looks at no byte twice.
+/// A resumable state machine over one receive buffer. It looks at no byte more than twice.
 #[derive(Debug)]
 pub(crate) struct Splitter {
     limits: Limits,
@@ -190,6 +197,14 @@ impl Splitter {
         self.depth = 0;
         self.namespaces = 0;
         self.markup = 0;
+        if !self.header {
+            if let Some(end) = self.whole_tags(unit) {
+                return Ok(Step::Done(Unit::Element(end)));
+            }
+            if self.depth > 0 {
+                return Ok(self.go(State::Text, self.position));
+            }
+        }
         self.open_at(unit, 0)
     }
 
@@ -213,10 +228,53 @@ impl Splitter {
     }
 
     fn text(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
+        if let Some(end) = self.whole_tags(unit) {
+            return Ok(Step::Done(Unit::Element(end)));
+        }
         match memchr(b'<', tail(unit, self.position)) {
             Some(at) => self.open_at(unit, self.position + at),
             None => Ok(self.starve(unit)),
         }
+    }
+
+    /// Goes past all short tags that are there from end to end and within every limit, up to the first that is not.
+    /// Where the unit ends, if it does on the way.
+    fn whole_tags(&mut self, unit: &[u8]) -> Option<usize> {
+        loop {
+            let rest = tail(unit, self.position);
+            let text = match rest.first()? {
+                b'<' => 0,
+                _ if self.depth == 0 => return None,
+                _ => word::find(head(rest, SHORT), |word| word.is(b'<'))?,
+            };
+            let tag = Tag::whole(tail(rest, text), &self.limits)?;
+            self.count_whole(&tag)?;
+            self.position += text + tag.len;
+            if self.depth == 0 {
+                return Some(self.position);
+            }
+        }
+    }
+
+    /// Counts a tag, unless that is more than may be.
+    fn count_whole(&mut self, tag: &Tag) -> Option<()> {
+        if tag.kind == Kind::End {
+            self.depth = self.depth.checked_sub(1)?;
+            return Some(());
+        }
+        let markup = self.markup + 1 + tag.attributes;
+        let namespaces = self.namespaces + tag.namespaces;
+        let fits = self.depth < self.limits.depth_max
+            && tag.attributes <= self.limits.attributes_max
+            && markup <= self.limits.markup_max
+            && namespaces <= self.limits.namespaces_max;
+        if !fits {
+            return None;
+        }
+        self.markup = markup;
+        self.namespaces = namespaces;
+        self.depth += u32::from(tag.kind == Kind::Start);
+        Some(())
     }
 
     fn open(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
@@ -422,6 +480,75 @@ impl Splitter {
     const fn starve(&mut self, seen: &[u8]) -> Step {
         self.position = seen.len();
         Step::Starved
+    }
+}
+
+/// A tag that is there from end to end.
+struct Tag {
+    kind: Kind,
+    /// Bytes of it.
+    len: usize,
+    /// Its attributes, namespace declarations among them.
+    attributes: u32,
+    /// Its namespace declarations.
+    namespaces: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Start,
+    /// Start and end in one.
+    Empty,
+    End,
+}
+
+impl Tag {
+    /// Takes the tag at the start of `bytes` if it is a short one of an element and all of it is there.
+    #[inline]
+    fn whole(bytes: &[u8], limits: &Limits) -> Option<Self> {
+        let bytes = head(bytes, limits.tag_bytes_max.min(SHORT));
+        let mut tag = Self {
+            kind: Kind::End,
+            len: 2,
+            attributes: 0,
+            namespaces: 0,
+        };
+        match bytes.get(1)? {
+            b'/' => {
+                tag.len += word::find(tail(bytes, 2), |word| word.is(b'>'))? + 1;
+                return Some(tag);
+            }
+            b'!' | b'?' => return None,
+            _ => {}
+        }
+        let mut name = head(tail(bytes, 1), NEAR).iter();
+        let name = name.position(|byte| ends_name(*byte))?;
+        if name == 0 || name > limits.name_bytes_max {
+            return None;
+        }
+        tag.len = 1 + name;
+        loop {
+            let rest = tail(bytes, tag.len);
+            let marks = |word: Word| word.is(b'>') | word.is(b'\'') | word.is(b'"');
+            let before = match rest.first()? {
+                b'>' => 0,
+                _ => word::find(rest, marks)?,
+            };
+            tag.len += before + 1;
+            let quote = match rest.get(before)? {
+                b'>' => break,
+                quote => *quote,
+            };
+            tag.attributes += 1;
+            let name = head(rest, before).trim_ascii_start();
+            tag.namespaces += u32::from(name.starts_with(b"xmlns"));
+            tag.len += word::find(tail(bytes, tag.len), |word| word.is(quote))? + 1;
+        }
+        tag.kind = match head(bytes, tag.len).ends_with(b"/>") {
+            true => Kind::Empty,
+            false => Kind::Start,
+        };
+        Some(tag)
     }
 }
 
@@ -718,6 +845,38 @@ mod tests {
         });
         let deep = b"<a><b><c><d><e/></d></c></b></a>";
         assert_eq!(splitter.next(deep), Ok(Unit::Element(deep.len())));
+    }
+
+    /// A tag or a text is taken in one go or by the states, depending on its length and on what has come of it.
+    #[test]
+    fn the_length_of_a_tag_or_text_does_not_matter() {
+        let limits = Limits {
+            name_bytes_max: 2 * SHORT,
+            ..crate::Config::default().limits()
+        };
+        for far in (0..2 * NEAR).chain(SHORT - 12..SHORT + 12) {
+            let filler = "x".repeat(far);
+            for whole in [
+                format!("<a b='{filler}'/>"),
+                format!("<a b='{filler}'><c/></a>"),
+                format!("<a>{filler}<b c='>'/></a>"),
+                format!("<a{filler}><b c=\"'{filler}>\"></b></a{filler}>"),
+            ] {
+                let next = [whole.as_str(), "<d/>"].concat();
+                let len = Ok(Unit::Element(whole.len()));
+                assert_eq!(
+                    Splitter::within_stream(limits).next(next.as_bytes()),
+                    len,
+                    "{whole}"
+                );
+                let mut splitter = Splitter::within_stream(limits);
+                for seen in 0..whole.len() {
+                    let unit = splitter.next(&whole.as_bytes()[..seen]);
+                    assert_eq!(unit, Ok(Unit::Incomplete), "{whole}");
+                }
+                assert_eq!(splitter.next(whole.as_bytes()), len, "{whole}");
+            }
+        }
     }
 
     proptest! {
