@@ -196,7 +196,7 @@ impl Core {
     /// Hands answers to the stream itself if it takes its own, else back on it if the peer wants that,
     /// else to the egress.
     fn send(&self, replies: Replies) {
-        for batch in replies.batches {
+        for batch in replies.gathered() {
             self.lane.counters.replies.add(batch.replies);
             if let Some(queue) = &self.queue {
                 self.send_along(queue, batch);
@@ -391,6 +391,16 @@ impl Replies {
                 }
             }
         }
+    }
+
+    /// All of them. What waits is bounded by what is in it, so there is not much more room than that.
+    fn gathered(self) -> impl Iterator<Item = Answers> {
+        self.batches.into_iter().map(|mut batch| {
+            if batch.stanzas.capacity() > 2 * batch.stanzas.len() {
+                batch.stanzas.shrink_to_fit();
+            }
+            batch
+        })
     }
 
     fn push_rendered(&mut self, route: Route, stanza: Vec<u8>) {
@@ -1107,6 +1117,26 @@ mod tests {
             assert_eq!(owner(&remote, 1), 0);
         }
         assert!(shares.iter().all(|share| *share > 150), "{shares:?}");
+    }
+
+    #[test]
+    fn few_answers_take_little_room() {
+        let mut replies = Replies::with_room(1_000);
+        for from in ["a.test", "b.test", "b.test"] {
+            let head = IqHead {
+                id: Some("1".into()),
+                from: from.into(),
+                to: "push.test".into(),
+            };
+            replies.push(&head, |out| out.extend_from_slice(b"<iq/>"));
+        }
+        for batch in replies.gathered() {
+            assert!(
+                batch.stanzas.capacity() <= 32,
+                "{:?}",
+                batch.stanzas.capacity()
+            );
+        }
     }
 
     #[test]

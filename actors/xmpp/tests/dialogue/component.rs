@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use actix::Actor as _;
-use messages::{Probe, PublishBatch, PushOutcome};
+use messages::{Domain, Probe, PublishBatch, PushOutcome};
 use testkit::{Collector, PATIENCE};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -379,6 +379,42 @@ async fn what_no_stranger_may_do_is_passed_over() {
     peer.send("<iq type='get'><!-- --></iq>").await;
     let end = peer.until("</stream:stream>").await;
     assert!(end.starts_with("<stream:error><restricted-xml "), "{end}");
+}
+
+#[actix::test]
+async fn each_sender_is_taken_for_itself() {
+    let world = World::new();
+    let host = Host::start().await;
+    let mut service = Service::start(&config(&world), at(&world, host.target())).await;
+    let mut peer = host.admit().await;
+    let of = |from: &str| publish("x", "n").replace("'peer.test'", &format!("'{from}'"));
+    let publishes = [
+        "peer.test",
+        "peer.test",
+        "push.test",
+        "other.test",
+        "@",
+        "other.test",
+        "push.test",
+        "Peer.Test.",
+        "peer.test",
+    ];
+    peer.send(&publishes.map(of).concat()).await;
+    let mut domains = Vec::new();
+    while domains.len() < 6 {
+        let batch = service.published.take().await;
+        domains.extend(batch.items.iter().map(|item| item.domain.clone()));
+    }
+    let expected = [
+        "peer.test",
+        "peer.test",
+        "other.test",
+        "other.test",
+        "peer.test",
+        "peer.test",
+    ];
+    assert_eq!(domains, expected.map(Domain::new));
+    assert_eq!(service.count("stanzas_passed_over_total").await, 3);
 }
 
 #[actix::test]
