@@ -68,8 +68,8 @@ pub struct Config {
     pub token_guard_window_seconds: u64,
     /// Most per cent of the window's verdicts that may be such errors for one to end a registration.
     pub token_guard_share_max_percent: u64,
-    /// Seconds for which the first success of a registration stands for all: its time is kept, and that of later
-    /// ones is not. An error ends them.
+    /// Seconds for which the first success of a registration on a lane stands for all: its time is kept, and that
+    /// of later ones is not. An error on that lane ends them.
     pub success_interval_seconds: u64,
     /// Seconds between two log lines on the same problem of the same app.
     pub alarm_interval_seconds: u64,

@@ -26,7 +26,8 @@ const RECORDS_BATCH: usize = 256;
 /// Of so many registrations at least it is known when the registry was told of a success.
 const SUCCESSES: usize = 65_536;
 
-/// What one lane owes and what it has to tell. Telling is collected and leaves in [`Ledger::flush`].
+/// What one lane owes and what it has to tell. Telling is collected: what somebody waits for leaves in
+/// [`Ledger::flush`], records with many others or in [`Ledger::flush_records`].
 pub(crate) struct Ledger {
     touch: Recipient<TouchBatch>,
     rejected: Recipient<RejectedTokens>,
@@ -238,7 +239,7 @@ impl Ledger {
         self.changed.notified().await;
     }
 
-    /// Sends what was collected: one message per receiver.
+    /// Sends what was collected, one message per receiver; records only if there are many.
     pub(crate) fn flush(&self) {
         self.ask_about_dead();
         let mut outcomes = self.outcomes.take();
@@ -293,9 +294,15 @@ impl Ledger {
     }
 
     fn tell_registry(&self, items: Vec<Touch>) {
-        let told = items.len();
-        if told > 0 && self.touch.try_send(TouchBatch { items }).is_err() {
-            self.lost(told);
+        if items.is_empty() {
+            return;
+        }
+        if let Err(returned) = self.touch.try_send(TouchBatch { items }) {
+            let items = returned.into_inner().items;
+            self.lost(items.len());
+            for touch in items {
+                self.forget(touch.registration);
+            }
         }
     }
 

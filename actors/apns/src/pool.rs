@@ -33,7 +33,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Who learns what besides the origins of the pushes.
 #[derive(Clone)]
 pub struct Edges {
-    /// Learns of each verdict.
+    /// Learns of verdicts: of all but successes that say nothing new.
     pub touch: Recipient<TouchBatch>,
     /// Learns of dead device tokens.
     pub rejected: Recipient<RejectedTokens>,
@@ -308,6 +308,8 @@ impl Handler<Drain> for Pool {
             while routes.iter().any(|route| route.connections().0 > 0)
                 && timeout_at(farewell, ledger.changed()).await.is_ok()
             {}
+            // What a connection brought on its way out.
+            ledger.flush_records();
             Drained {
                 abandoned: unowed + held,
             }

@@ -151,7 +151,7 @@ pub(crate) struct Paper {
 }
 
 impl Paper {
-    /// Bytes of a sheet: some thirty requests. It lives until the last of them is written to the socket.
+    /// Bytes of a sheet: some thirty requests. It lives as long as one of them.
     const SHEET: usize = 4096;
 
     pub(crate) fn new() -> Self {
@@ -176,8 +176,8 @@ impl Paper {
         self.number.1.clone()
     }
 
-    /// A header value that no other request has. It stays out of the compression table, which has to be
-    /// searched for each header, and has room for those only that come again (RFC 7541 §7.1.3).
+    /// A header value that no other request has. It stays out of the compression table (RFC 7541 §7.1.3), in which
+    /// the values of a name are searched one by one, and which has room for those only that come again.
     fn once(&mut self, text: &str) -> Result<HeaderValue, InvalidHeaderValue> {
         let mut value = HeaderValue::from_maybe_shared(self.write(&[text]))?;
         value.set_sensitive(true);
@@ -230,6 +230,40 @@ mod tests {
             .collect();
         headers.sort_unstable();
         assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn many_requests_on_one_paper_stay_apart() {
+        let config = ClassConfig {
+            collapse: Collapse::Registration,
+            expiration_seconds: Some(60),
+            ..ClassConfig::default()
+        };
+        let style = Style::new(Class::Important, &config).unwrap();
+        let template = Template::new("com.example.app", &style, Disclosure::Nothing).unwrap();
+        let mut paper = Paper::new();
+        let requests: Vec<_> = (0..100u64)
+            .map(|n| {
+                let token = DeviceToken::parse(&format!("{n:08x}").repeat(8)).unwrap();
+                let registration = RegistrationKey([u8::try_from(n).unwrap(); 16]);
+                let authority = Authority::from_static("api.push.apple.com");
+                let (id, now) = (Uuid::from_u128(n.into()), UnixSeconds(1_000 + n / 40));
+                let request =
+                    template.request(&mut paper, &authority, None, &token, registration, id, now);
+                (request.unwrap(), registration)
+            })
+            .collect();
+        for (n, (request, registration)) in (0u64..).zip(&requests) {
+            let path = format!("/3/device/{}", format!("{n:08x}").repeat(8));
+            assert_eq!(request.uri().path(), path);
+            let header = |name: HeaderName| request.headers().get(name).unwrap();
+            assert_eq!(header(ID), &Uuid::from_u128(n.into()).to_string());
+            assert_eq!(header(EXPIRATION), &(1_060 + n / 40).to_string());
+            let collapse = collapse_id(*registration).simple().to_string();
+            assert_eq!(header(COLLAPSE_ID), &collapse);
+            assert!(header(ID).is_sensitive() && header(COLLAPSE_ID).is_sensitive());
+            assert!(!header(TOPIC).is_sensitive() && !header(EXPIRATION).is_sensitive());
+        }
     }
 
     #[test]

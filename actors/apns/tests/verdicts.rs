@@ -15,7 +15,8 @@ use std::time::Duration;
 use apns::Config;
 use http::Response;
 use messages::{
-    Acceptance, AppId, NotificationHint, PushOutcome, Rejection, UnixMillis, UnixSeconds,
+    Acceptance, AppId, Change, NotificationHint, PushOutcome, Rejection, UnixMillis, UnixSeconds,
+    Withdrawal,
 };
 
 use world::{
@@ -337,6 +338,51 @@ async fn a_device_token_that_the_store_calls_good_passes_where_others_wait() {
         answer(next(&mut connection).await, bad.0, &[bad.1]);
         assert_eq!(world.outcome_while(&mut connection).await, UNAVAILABLE);
     }
+    keep_open(connection);
+    world.end().await;
+}
+
+#[actix::test]
+async fn the_registry_is_told_of_successes_that_say_something_new() {
+    let peer = Peer::start().await;
+    let mut world = World::start(&config(), &peer);
+    let hint = NotificationHint::default();
+    world.deliver_one(7, hint);
+    let mut connection = peer.accept_h2().await;
+    let good = (200, "");
+    let mut push = async |world: &mut World, (status, body): (u16, &'static str)| {
+        answer(next(&mut connection).await, status, &[body]);
+        world.outcome_while(&mut connection).await
+    };
+    assert_eq!(push(&mut world, good).await, PushOutcome::Accepted);
+    let here = world.accepted_at().await;
+    // The store does not know it yet.
+    world.deliver_one(7, hint);
+    assert_eq!(push(&mut world, good).await, PushOutcome::Accepted);
+    assert_eq!(world.accepted_at().await, here);
+    // From here on it does: the next says nothing new.
+    world.acceptance = Some(here);
+    world.deliver_one(7, hint);
+    assert_eq!(push(&mut world, good).await, PushOutcome::Accepted);
+    // Whatever became of the registration, its time begins anew.
+    let change = Change::Replaced {
+        app: AppId::new("app"),
+        device_token: token(7),
+    };
+    let registration = world::registration(7);
+    world
+        .withdraw(vec![Withdrawal {
+            registration,
+            change,
+        }])
+        .await;
+    world.deliver_one(7, hint);
+    assert_eq!(push(&mut world, good).await, PushOutcome::Accepted);
+    world.deliver_one(7, hint);
+    let bad = (400, r#"{"reason":"BadDeviceToken"}"#);
+    assert_eq!(push(&mut world, bad).await, UNAVAILABLE);
+    let told = world.touched(2).await;
+    assert_eq!(told, [None, Some("BadDeviceToken".to_owned())]);
     keep_open(connection);
     world.end().await;
 }

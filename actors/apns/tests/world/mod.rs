@@ -496,7 +496,9 @@ pub fn hand_out(subscription: &SubscribeProviderToken, name: &str, issued_at: u6
 
 /// The registration of the `number`th push.
 pub fn registration(number: u32) -> RegistrationKey {
-    RegistrationKey(u128::from(number).to_be_bytes())
+    // Both halves tell it from others.
+    let half = u128::from(number);
+    RegistrationKey((half << 64 | half).to_be_bytes())
 }
 
 /// The device token of the `number`th push.
