@@ -63,10 +63,10 @@ use table::{Line, Spread, Target};
 
 /// Devices of the service that is small.
 const FEW: u32 = 1_000;
-/// Servers that share the lanes, each with a stream in both directions, and the devices of each: more than pushes
-/// that wait, of which those to one device would become one.
-const SERVERS: usize = 16;
-const DEVICES_PER_SERVER: u32 = 100;
+/// Servers of each lane, with a stream in both directions, and the devices of each for each push that waits: those to
+/// one device would become one.
+const SERVERS_PER_LANE: u32 = 8;
+const DEVICES_PER_PUSH: u32 = 2;
 /// Peers beside the one that floods, their pushes a second, and the devices of each.
 const QUIET_PEERS: usize = 9;
 const QUIET_RATE: u32 = 50;
@@ -422,16 +422,14 @@ async fn quietly(peers: &[Peer], seconds: u32) -> f64 {
 async fn lanes(options: &Options, lines: &mut Vec<Line>) {
     let flooding = [Lane::start(), Lane::start()];
     let mut sides = Vec::new();
-    for lanes in ["1", "2"] {
-        sides.push(Shared::start(lanes, &flooding).await);
+    for lanes in [1, 2] {
+        let outstanding = options.outstanding / SERVERS_PER_LANE;
+        sides.push(Shared::start(lanes, outstanding, &flooding).await);
     }
     let mut measured = [Vec::new(), Vec::new()];
     for round in 0..=options.rounds {
         for ((lanes, side), measured) in (1..).zip(&sides).zip(&mut measured) {
-            // Each lane has as much to do: what is read at once is what makes a push cheap.
-            let cpu = side
-                .round(options.pushes, lanes * options.outstanding)
-                .await;
+            let cpu = side.round(lanes * options.pushes).await;
             // Connections to APNs begin with one stream.
             if round > 0 {
                 measured.push(cpu);
@@ -459,36 +457,41 @@ async fn lanes(options: &Options, lines: &mut Vec<Line>) {
     }
 }
 
-/// A service that several servers share.
+/// A service that several servers share: as many for each lane, and as much at a time from each, because what is
+/// read at once is what makes a push cheap.
 struct Shared {
     world: World,
     service: Service,
     peers: Vec<Peer>,
+    outstanding: u32,
 }
 
 impl Shared {
-    async fn start(lanes: &str, flooding: &[Lane; 2]) -> Self {
-        let hosts = peers::hosts(SERVERS);
+    async fn start(lanes: u32, outstanding: u32, flooding: &[Lane; 2]) -> Self {
+        let hosts = peers::hosts((lanes * SERVERS_PER_LANE) as usize);
         let world = world(Way::Federation, hosts.clone()).await;
-        let environment = [("CAMPANILE__RUNTIME__LANES", lanes)];
+        let (lanes, outstanding) = (lanes.to_string(), outstanding.max(1));
+        let environment = [("CAMPANILE__RUNTIME__LANES", lanes.as_str())];
         let service = Service::start_with(world.config_file(), &environment).await;
         world.apple.control.set_recording(false);
         let mut peers = Vec::new();
         for (host, lane) in hosts.iter().zip(flooding.iter().cycle()) {
-            let peer = Peer::start(&world, service.address, host, DEVICES_PER_SERVER, lane);
+            let devices = DEVICES_PER_PUSH * outstanding;
+            let peer = Peer::start(&world, service.address, host, devices, lane);
             peers.push(peer.await);
         }
         Self {
             world,
             service,
             peers,
+            outstanding,
         }
     }
 
-    async fn round(&self, pushes: u32, outstanding: u32) -> Cpu {
-        let servers = SERVERS as u32;
+    async fn round(&self, pushes: u32) -> Cpu {
+        let servers = self.peers.len() as u32;
         let share = pushes / servers;
-        let pace = Pace::Outstanding((outstanding / servers).max(1));
+        let pace = Pace::Outstanding(self.outstanding);
         let floods = self.peers.iter().map(|peer| peer.flood(share, pace));
         let before = used(&self.service, 0);
         futures_util::future::join_all(floods).await;

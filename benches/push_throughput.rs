@@ -169,7 +169,8 @@ impl Side {
         let streams = ("CAMPANILE__APNS__STREAMS_PER_CONNECTION_MAX", &*streams);
         // One stream stands for those of many servers.
         let tickets = ("CAMPANILE__XMPP__TICKETS_PER_STREAM", "2048");
-        let service = Service::start_with(world.config_file(), &[streams, tickets]).await;
+        let lane = ("CAMPANILE__RUNTIME__LANES", "1");
+        let service = Service::start_with(world.config_file(), &[streams, tickets, lane]).await;
         world.service_is_at(service.address).await;
         world.apple.control.set_recording(false);
         let devices = register(&world, options.devices).await;
@@ -437,6 +438,10 @@ async fn open_loop(
             Spread::of(&bare, |millis| *millis),
         ));
         for (side, reports) in sides.iter().zip(&measured) {
+            let whole = Spread::of(reports, |(report, _)| {
+                f64::from(report.quantile_micros(quantile)) / 1000.0
+            });
+            lines.push(Line::shown(&question, side.name, whole));
             let added = Spread::of(reports, |(report, bare)| {
                 f64::from(report.quantile_micros(quantile)) / 1000.0 - bare[at]
             });

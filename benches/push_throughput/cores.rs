@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -36,7 +37,10 @@ impl Cores {
 
 /// Puts the current thread there; threads and processes that it starts go with it.
 pub fn go_to(cores: Cores) {
-    sched_setaffinity(None, &cores.set()).unwrap();
+    match sched_setaffinity(None, &cores.set()) {
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// Puts each thread of a process where `choose` says; it is told the thread's number.
@@ -45,7 +49,10 @@ pub fn put(pid: &str, choose: impl Fn(u32) -> Cores) {
         let name = thread.unwrap().file_name();
         let number: u32 = name.to_str().unwrap().parse().unwrap();
         let thread = Pid::from_raw(number.try_into().unwrap());
-        // A thread may have ended meanwhile; and where there is one core only, all stay on it.
-        let _ = sched_setaffinity(thread, &choose(number).set());
+        match sched_setaffinity(thread, &choose(number).set()) {
+            // A thread may have ended meanwhile; and where there is one core only, all stay on it.
+            Ok(()) | Err(Errno::SRCH | Errno::INVAL) => {}
+            Err(error) => panic!("{error}"),
+        }
     }
 }

@@ -52,5 +52,6 @@ impl AlarmClock {
             return future::pending().await;
         }
         self.rings.notified().await;
+        self.next.set(None);
     }
 }

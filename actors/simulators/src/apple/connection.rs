@@ -43,6 +43,9 @@ const STREAMS_CEILING: u32 = 1 << 14;
 const PAYLOAD_KEPT_MAX: usize = 8192;
 /// Streams allowed until a provider token was good.
 const STREAMS_UNTRUSTED: u32 = 1;
+/// So much of the time that is spent on the requests read before it is no part of a request's latency. More is, as
+/// it may have come meanwhile.
+const OWN_MAX: Duration = Duration::from_micros(500);
 /// How long a client may take to close its side after ours is closed.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -187,8 +190,7 @@ struct Connection {
     receiving: Vec<Received>,
     /// Requests that are here as a whole, to be judged.
     received: Vec<Received>,
-    /// When what is being read was looked for: from then on a request's latency counts, as the time that is
-    /// spent on those before it is not theirs.
+    /// When what is being read was looked for.
     looked: Instant,
     /// Answers that wait for their time, the next first.
     delayed: VecDeque<(Instant, SendResponse<Bytes>, Answer)>,
@@ -333,6 +335,7 @@ impl Connection {
         let control = self.session.judge.control.clone();
         let mut state = control.state();
         let now = state.clock.now_millis();
+        let late = Instant::now().checked_sub(OWN_MAX).unwrap_or(self.looked);
         for request in received.drain(..) {
             if faults.close_after != 0 && self.answers >= faults.close_after {
                 state.counters.streams_ignored += 1;
@@ -351,7 +354,7 @@ impl Connection {
                 }
                 Verdict::Refuse(_) | Verdict::Stall => self.dipped,
             };
-            let (respond, due) = (request.respond, request.at + latency);
+            let (respond, due) = (request.respond, request.at.max(late) + latency);
             if verdict != Verdict::Stall {
                 self.answers += 1;
                 if self.answers == faults.close_after {
