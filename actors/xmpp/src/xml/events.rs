@@ -710,6 +710,8 @@ mod tests {
             "({jabber:server}a {}b=1 2 3 4 5:)",
         );
         check("<a b='>/>'/>", "({jabber:server}a {}b=>/>:)");
+        check("<a b='1\t>'/>", "({jabber:server}a {}b=1 >:)");
+        check("<a b='1\n/>'></a>", "({jabber:server}a {}b=1 />:)");
     }
 
     #[test]
@@ -755,6 +757,8 @@ mod tests {
             "<a>&;</a>",
             "<a>& b;</a>",
             "<a b='<'/>",
+            "<a b='1< c='2'/>",
+            "<a b='1& c='2'/>",
             "<a b='x'c='y'/>",
             "<a b='x'/ >",
             "<a/b='x'>",
