@@ -88,7 +88,7 @@ async fn a_server_is_flooded_at_a_rate_and_over_several_streams() {
         "--way",
         "s2s",
         "--streams",
-        "20",
+        "100",
         "--rate",
         "100",
         "--devices",

@@ -141,10 +141,22 @@ fn settings(world: &World, options: &Options) -> Result<Settings, RunError> {
         app.endpoint = Some(apple.clone());
         app.proxy = None;
     }
-    // One for registrations beside those of the flood.
-    let streams = usize::from(options.streams) + 1;
-    let most = &mut settings.xmpp.streams_per_domain_max;
-    *most = streams.max(*most);
+    // One for registrations beside those of the flood, all at once and from one address.
+    let streams = u32::from(options.streams) + 1;
+    let xmpp = &mut settings.xmpp;
+    for most in [
+        &mut xmpp.connections_per_second_max,
+        &mut xmpp.connections_per_address_per_second_max,
+    ] {
+        *most = streams.max(*most);
+    }
+    for most in [
+        &mut xmpp.streams_max,
+        &mut xmpp.streams_per_address_max,
+        &mut xmpp.streams_per_domain_max,
+    ] {
+        *most = (streams as usize).max(*most);
+    }
     Ok(settings)
 }
 
