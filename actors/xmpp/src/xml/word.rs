@@ -47,7 +47,7 @@ pub(super) fn find(bytes: &[u8], marks: impl Fn(Word) -> u64) -> Option<usize> {
     for word in words {
         let marks = marks(Word(u64::from_le_bytes(*word)));
         if marks != 0 {
-            return Some(at + marks.trailing_zeros() as usize / BYTES);
+            return Some(at + (marks.trailing_zeros() / u8::BITS) as usize);
         }
         at += BYTES;
     }
