@@ -65,7 +65,7 @@ use table::{Line, Spread, Target};
 const FEW: u32 = 1_000;
 /// Servers of each lane, with a stream in both directions, and the devices of each for each push that waits: those to
 /// one device would become one.
-const SERVERS_PER_LANE: u32 = 8;
+const SERVERS_PER_LANE: u32 = 16;
 const DEVICES_PER_PUSH: u32 = 2;
 /// Peers beside the one that floods, their pushes a second, and the devices of each.
 const QUIET_PEERS: usize = 9;
@@ -230,9 +230,10 @@ impl Side {
         }
     }
 
-    /// Connections to APNs begin with one stream, and the cache is empty.
+    /// Connections to APNs begin with one stream, and the cache is empty. With the first push to a device it is written
+    /// down that APNs takes it, so that its record is read once more.
     async fn warm_up(&self, options: &Options) {
-        let pushes = (2 * self.devices.len() as u32).min(options.pushes);
+        let pushes = 3 * self.devices.len() as u32;
         self.round(pushes, options.outstanding, 1).await;
     }
 
@@ -471,7 +472,13 @@ impl Shared {
         let hosts = peers::hosts((lanes * SERVERS_PER_LANE) as usize);
         let world = world(Way::Federation, hosts.clone()).await;
         let (lanes, outstanding) = (lanes.to_string(), outstanding.max(1));
-        let environment = [("CAMPANILE__RUNTIME__LANES", lanes.as_str())];
+        let environment = [
+            ("CAMPANILE__RUNTIME__LANES", lanes.as_str()),
+            (
+                "CAMPANILE__XMPP__CONNECTIONS_PER_ADDRESS_PER_SECOND_MAX",
+                "1000",
+            ),
+        ];
         let service = Service::start_with(world.config_file(), &environment).await;
         world.apple.control.set_recording(false);
         let mut peers = Vec::new();
