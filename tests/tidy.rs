@@ -182,6 +182,8 @@ fn the_architecture_names_every_message() {
         "OverriddenEvent",
         "Proof",
         "PushTarget",
+        "BuildRandom",
+        "Random",
         "PushTrace",
         "PushedEvent",
         "RegisteredEvent",

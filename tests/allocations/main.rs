@@ -30,7 +30,7 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 /// Allocations that a push may cost with 256 outstanding, all libraries included: h2 has six (the copies of path
 /// and authority, the answer's headers), the request's head five, sled one. What is above is a leak of somebody's
 /// attention.
-const BUDGET: f64 = 21.0;
+const BUDGET: f64 = 16.0;
 
 const PUSHES: u32 = 4_000;
 const DEVICES: u32 = 100;
