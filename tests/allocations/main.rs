@@ -28,7 +28,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 /// Allocations that a push may cost with 256 outstanding, all libraries included: h2 has six (the copies of path
-/// and authority, the answer's headers), the request's head five, sled one. What is above is a leak of somebody's
+/// and authority, the answer's headers), the request's head two. What is above is a leak of somebody's
 /// attention.
 const BUDGET: f64 = 16.0;
 
