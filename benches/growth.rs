@@ -379,10 +379,12 @@ async fn peers(options: &Options, lines: &mut Vec<Line>) {
     for _ in 0..options.rounds {
         alone.push(quietly(&quiet, options.seconds).await);
         // As much as it can have read meanwhile, with a second's worth at once, and more.
-        let pushes = pace * (options.seconds + 4);
+        let pushes = pace * (options.seconds + 5);
         let flood = flooding.flood(pushes, Pace::Outstanding(FLOODING));
         let then = async {
-            while flooding.answered().await < FLOODING {
+            // The second's worth that it may have at once is over in a tenth of one: it would be the slowest hundredth
+            // of what the quiet peers do meanwhile, or not, by how long they are looked at.
+            while flooding.answered().await < pace + FLOODING {
                 tokio::time::sleep(LOOK).await;
             }
             let p99 = quietly(&quiet, options.seconds).await;
