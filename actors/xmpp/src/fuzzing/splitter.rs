@@ -17,6 +17,7 @@ const fn tight(limits: Limits) -> Limits {
         tag_bytes_max: 60,
         name_bytes_max: 20,
         attributes_max: 3,
+        namespaces_max: 4,
         markup_max: 12,
         depth_max: 4,
         ..limits

@@ -268,7 +268,7 @@ impl<'a, 'n> Events<'a, 'n> {
         self.name.prefix
     }
 
-    /// The namespace of the element that began last, empty for none.
+    /// The namespace of the element that began last, as long as it is open; empty for none.
     #[inline]
     pub(crate) fn namespace(&self) -> &str {
         match self.namespace {

@@ -20,7 +20,7 @@ const CDATA_END: &[u8] = b"]]>";
 /// each of them.
 const NEAR: usize = 32;
 
-/// A tag of no more bytes is taken in one go, and so is a text before it. What is longer is looked at twice so far.
+/// A tag of no more bytes is taken in one go, and so is a text before it. What is longer is looked at again from there on.
 const SHORT: usize = 256;
 
 /// What one unit may be. Exceeding any of these is a `policy-violation`.
@@ -82,7 +82,8 @@ enum State {
     CData,
 }
 
-/// A resumable state machine over one receive buffer. It looks at no byte more than twice.
+/// A resumable state machine over one receive buffer. What is not taken in
+/// one go ([`SHORT`]) is looked at a few times more, whatever is sent.
 #[derive(Debug)]
 pub(crate) struct Splitter {
     limits: Limits,
@@ -885,7 +886,8 @@ mod tests {
             pieces in prop::collection::vec(prop::sample::select(vec![
                 "<", ">", "/", "</", "/>", "'", "\"", "=", " ", "\n", "?", "!", "a", "b='c'", "é", "&amp;",
                 "<s>", "<a>", "</a>", "<a/>", "<a b='", "<?xml a?>", "</stream:stream>", "aaaaaaaaaaaaaaaaaaaaa",
-                "<![CDATA[", "]", "]]>", "<bcd e='f' g=\"h\">text</bcd>", "                                        ",
+                "<![CDATA[", "]", "]]>", "<bcd e='f' g=\"h\">text</bcd>", " xmlns='x'", " xmlns:p=''", "xmlns",
+                "<a xmlns='x' xmlns:p='y'/>", "                                        ",
             ]), 0..40),
             header in any::<bool>(),
             chunks in prop::collection::vec(1..20usize, 0..60),
