@@ -10,17 +10,6 @@ use crate::xml::skipper::Skipper;
 use crate::xml::splitter::{Limits, Splitter, Unit};
 use crate::xml::{self, Element, Namespaces, XmlError};
 
-/// Limits that short inputs reach.
-const TIGHT: Limits = Limits {
-    stanza_bytes_max: 200,
-    tag_bytes_max: 60,
-    name_bytes_max: 20,
-    attributes_max: 3,
-    namespaces_max: 4,
-    markup_max: 12,
-    depth_max: 4,
-};
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Header,
@@ -36,7 +25,7 @@ type Units = (Vec<(Kind, Range<usize>)>, Option<XmlError>);
 /// of the pieces it comes in, and what is accepted reads as quick-xml reads the whole.
 pub fn splitter(data: &[u8]) {
     let limits = Config::default().limits();
-    for limits in [limits, TIGHT] {
+    for limits in [limits, Limits::TIGHT] {
         let whole = split(data, limits, || usize::MAX);
         assert_eq!(split(data, limits, || 1), whole, "byte by byte");
         let mut lot = lot(data);

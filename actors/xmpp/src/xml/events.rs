@@ -19,22 +19,17 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use memchr::{memchr, memmem};
 use quick_xml::parser::{ElementParser, Parser as _};
 use smallvec::SmallVec;
 
 pub(crate) use super::scanner::Attribute;
 use super::scanner::{Name, Scanner, has_forbidden_characters, plain_text};
+use super::splitter::{CDATA_END, cdata_len};
 use super::{Namespaces, XmlError, ns};
 
 /// Most namespace declarations in scope inside one unit. Names are resolved by a linear search, and
 /// real stanzas have fewer than ten.
 const BINDINGS_MAX: usize = 64;
-/// What closes a CDATA section (XML 1.0 §2.7).
-const CDATA_END: &str = "]]>";
-/// So many bytes of a section are looked at before setting out to search: whoever sends many of them sends short
-/// ones.
-const CDATA_NEAR: usize = 16;
 /// So many declarations are in scope in a publish, so many elements are open in it, and so many attributes are in
 /// one of its tags: for them nothing is allocated.
 const BINDINGS_MOSTLY: usize = 4;
@@ -481,10 +476,7 @@ impl<'a, 'n> Events<'a, 'n> {
             Some(len) if self.place == Place::Inside => {
                 self.scanner.take(len + CDATA_END.len());
                 let section = section.get(..len).unwrap_or_default();
-                self.piece = match memchr(b'\r', section.as_bytes()) {
-                    Some(_) => plain_text(section)?,
-                    None => Cow::Borrowed(section),
-                };
+                self.piece = plain_text(section)?;
                 Ok(Event::Text)
             }
             _ => Err(XmlError::NotWellFormed),
@@ -552,14 +544,6 @@ impl<'a, 'n> Events<'a, 'n> {
             false => bound,
         }
     }
-}
-
-/// Bytes of a CDATA section before its end.
-fn cdata_len(section: &[u8]) -> Option<usize> {
-    let near = section.get(..CDATA_NEAR).unwrap_or(section);
-    let mut near = near.windows(CDATA_END.len());
-    let near = near.position(|bytes| bytes == CDATA_END.as_bytes());
-    near.or_else(|| memmem::find(section, CDATA_END.as_bytes()))
 }
 
 /// Something of a prefix that differs between most of them and is quicker to compare: its beginning, after a one.

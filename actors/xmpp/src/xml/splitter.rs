@@ -14,13 +14,13 @@ use super::word::{self, Word};
 /// What opens a CDATA section, behind its `<` (XML 1.0 §2.7).
 const CDATA: &[u8] = b"![CDATA[";
 /// What closes it.
-const CDATA_END: &[u8] = b"]]>";
+pub(super) const CDATA_END: &[u8] = b"]]>";
 
 /// What ends a name or a tag mostly stands within so many bytes; setting out to search costs more than looking at
 /// each of them.
 const NEAR: usize = 32;
 
-/// A tag of no more bytes is taken in one go, and so is a text before it. What is longer is looked at again from there on.
+/// A tag of no more bytes is taken in one go, and so is a text before it. What is longer is looked at again.
 const SHORT: usize = 256;
 
 /// What one unit may be. Exceeding any of these is a `policy-violation`.
@@ -40,6 +40,20 @@ pub(crate) struct Limits {
     pub(crate) markup_max: u32,
     /// Most levels of elements; the stanza itself is the first.
     pub(crate) depth_max: u32,
+}
+
+#[cfg(any(test, fuzzing))]
+impl Limits {
+    /// What short inputs reach.
+    pub(crate) const TIGHT: Self = Self {
+        stanza_bytes_max: 200,
+        tag_bytes_max: 60,
+        name_bytes_max: 20,
+        attributes_max: 3,
+        namespaces_max: 4,
+        markup_max: 12,
+        depth_max: 4,
+    };
 }
 
 /// What stands at the start of the buffer, with its length in bytes. The caller consumes that many
@@ -82,8 +96,8 @@ enum State {
     CData,
 }
 
-/// A resumable state machine over one receive buffer. What is not taken in
-/// one go ([`SHORT`]) is looked at a few times more, whatever is sent.
+/// A resumable state machine over one receive buffer. What is not taken in one go ([`SHORT`]) is looked at a few
+/// times more, whatever is sent.
 #[derive(Debug)]
 pub(crate) struct Splitter {
     limits: Limits,
@@ -203,7 +217,8 @@ impl Splitter {
                 return Ok(Step::Done(Unit::Element(end)));
             }
             if self.depth > 0 {
-                return Ok(self.go(State::Text, self.position));
+                self.state = State::Text;
+                return self.next_tag(unit);
             }
         }
         self.open_at(unit, 0)
@@ -232,6 +247,11 @@ impl Splitter {
         if let Some(end) = self.whole_tags(unit) {
             return Ok(Step::Done(Unit::Element(end)));
         }
+        self.next_tag(unit)
+    }
+
+    /// Goes to the next tag, which is none that [`Splitter::whole_tags`] takes.
+    fn next_tag(&mut self, unit: &[u8]) -> Result<Step, XmlError> {
         match memchr(b'<', tail(unit, self.position)) {
             Some(at) => self.open_at(unit, self.position + at),
             None => Ok(self.starve(unit)),
@@ -315,11 +335,8 @@ impl Splitter {
     }
 
     fn cdata(&mut self, unit: &[u8]) -> Step {
-        let rest = tail(unit, self.position);
-        let mut near = head(rest, NEAR).windows(CDATA_END.len());
-        let near = near.position(|bytes| bytes == CDATA_END);
-        match near.or_else(|| memmem::find(rest, CDATA_END)) {
-            Some(at) => self.go(State::Text, self.position + at + CDATA_END.len()),
+        match cdata_len(tail(unit, self.position)) {
+            Some(len) => self.go(State::Text, self.position + len + CDATA_END.len()),
             None => {
                 // The last two bytes may be the beginning of the end.
                 let seen = unit.len().saturating_sub(CDATA_END.len() - 1);
@@ -561,6 +578,13 @@ fn tail(bytes: &[u8], from: usize) -> &[u8] {
     bytes.get(from..).unwrap_or_default()
 }
 
+/// Bytes of a CDATA section before its end. Whoever sends many of them sends short ones.
+pub(super) fn cdata_len(section: &[u8]) -> Option<usize> {
+    let mut near = head(section, NEAR).windows(CDATA_END.len());
+    let near = near.position(|bytes| bytes == CDATA_END);
+    near.or_else(|| memmem::find(section, CDATA_END))
+}
+
 /// Where such a byte stands first; beyond [`NEAR`] it is searched.
 fn find(
     bytes: &[u8],
@@ -592,15 +616,7 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        stanza_bytes_max: 200,
-        tag_bytes_max: 60,
-        name_bytes_max: 20,
-        attributes_max: 3,
-        namespaces_max: 4,
-        markup_max: 12,
-        depth_max: 4,
-    };
+    const LIMITS: Limits = Limits::TIGHT;
 
     /// What a stream of bytes comes to: a letter and the text of each unit, white space in one piece.
     type Units = (Vec<(char, String)>, Result<(), XmlError>);
