@@ -164,11 +164,10 @@ impl Ledger {
         if touch.verdict.is_err() {
             successes.remove(key);
         } else {
-            let since = successes
-                .get(key)
-                .map(|since| touch.at.0.checked_sub(since.0));
-            let is_old = since.is_none_or(|ago| ago.is_none_or(|ago| ago >= self.success_interval));
-            if known && !is_old {
+            // A clock that was set back silences nobody.
+            let since = successes.get(key);
+            let ago = since.and_then(|since| touch.at.0.checked_sub(since.0));
+            if known && ago.is_some_and(|ago| ago < self.success_interval) {
                 return;
             }
             successes.insert(key, touch.at);
